@@ -1,0 +1,203 @@
+"""What every hypervisor driver can do. This file is the whole truth about a driver.
+
+Names of machines, networks and snapshots are the caller's. Calls on different machines may come from
+different threads at once; calls on one machine come one after the other. All operations that change a
+machine's state are idempotent: what is already so stays so. Errors: `DriverError` and its kin.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from pytest_vmfest.keyboard import Stroke
+    from pytest_vmfest.remote import Remote
+    from pytest_vmfest.specs import Endpoint, ImageModel, Login, MachineSpec
+    from pytest_vmfest.waiting import Deadline
+
+
+class MachineState(Enum):
+    """The states that a machine can be in."""
+
+    POWERED_OFF = "powered off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SAVED = "saved"
+    ABORTED = "aborted"
+    """Its hypervisor process ended by itself or was killed; `Driver.start` boots it anew."""
+
+
+@dataclass(frozen=True)
+class DriverSettings:
+    """What every driver is given: ``home`` is the store's folder, ``accel`` auto, kvm or tcg."""
+
+    home: Path
+    accel: str = "auto"
+
+
+@dataclass(frozen=True)
+class MachineInfo:
+    """One row of a listing. ``endpoint`` is where its SSH answers, when it runs."""
+
+    name: str
+    state: MachineState
+    image: str
+    memory_mib: int
+    cpus: int
+    tags: Mapping[str, str]
+    created: float
+    """Seconds since the epoch."""
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of `Driver.check`: ``ok``, what was found, and what to type when it is not well."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    packages: Sequence[str] = field(default=())
+    """Packages of the host's distribution that mend it."""
+
+
+class Driver(ABC):
+    """An adapter to one hypervisor."""
+
+    name: ClassVar[str]
+
+    def __init__(self, settings: DriverSettings) -> None:
+        """Remember the settings. Touches neither disk nor hypervisor."""
+        self.settings = settings
+
+    # --- the driver itself -------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self) -> None:
+        """Make ready for use; `DriverUnavailableError` says what is missing and what to type."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what `open` took. Machines are left as they are."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Name, version and accelerator in one line; never waits long, never raises."""
+
+    @abstractmethod
+    def check(self) -> list[Check]:
+        """What works here, what does not and why: the driver's part of ``vmfest doctor``."""
+
+    # --- private networks --------------------------------------------------------------------------
+
+    @abstractmethod
+    def create_network(self, name: str) -> None:
+        """Create a private network that only machines with a NIC on it can see."""
+
+    @abstractmethod
+    def remove_network(self, name: str) -> None:
+        """Remove a private network; one that is not there is fine."""
+
+    # --- machines ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def create(self, spec: MachineSpec) -> None:
+        """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
+
+    @abstractmethod
+    def start(self, name: str, deadline: Deadline) -> None:
+        """Power on, or go on from the saved state; returns when the virtual CPU runs."""
+
+    @abstractmethod
+    def pause(self, name: str) -> None:
+        """Halt the virtual CPU."""
+
+    @abstractmethod
+    def resume(self, name: str) -> None:
+        """Let a paused machine go on."""
+
+    @abstractmethod
+    def stop(self, name: str, deadline: Deadline) -> None:
+        """Ask the guest to shut down (ACPI power button) and wait until it has."""
+
+    @abstractmethod
+    def power_down(self, name: str) -> None:
+        """Cut the power. The disk keeps what the guest had written to it."""
+
+    @abstractmethod
+    def save_state(self, name: str, deadline: Deadline) -> None:
+        """Keep memory and devices on disk and power off; `start` goes on from there."""
+
+    @abstractmethod
+    def destroy(self, name: str) -> None:
+        """Remove every trace of the machine, in whatever state it is; one that is not there is fine."""
+
+    @abstractmethod
+    def state(self, name: str) -> MachineState:
+        """The state now; `MachineNotFoundError` if there is no such machine."""
+
+    @abstractmethod
+    def machines(self) -> list[MachineInfo]:
+        """All machines of this driver and store, also those of other processes, oldest first."""
+
+    # --- reaching the guest ------------------------------------------------------------------------
+
+    @abstractmethod
+    def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
+        """Where the guest's port 22 is reached from this host. A new start may change it."""
+
+    @abstractmethod
+    def forward(self, name: str, guest_port: int) -> Endpoint:
+        """Open a way from a free loopback port to a TCP port of the running guest.
+
+        Asked twice for one port, it answers with the way that is open already.
+        """
+
+    def remote(self, name: str, login: Login, deadline: Deadline) -> Remote | None:
+        """A connection of the driver's own, for guests that need no SSH; None means: use SSH."""
+        return None
+
+    # --- looking in, typing ------------------------------------------------------------------------
+
+    @abstractmethod
+    def console(self, name: str) -> str:
+        """All that the guest wrote to its first serial port since the machine was created."""
+
+    @abstractmethod
+    def screenshot(self, name: str, path: Path) -> None:
+        """Write the running machine's screen to ``path`` as PNG."""
+
+    @abstractmethod
+    def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
+        """Press and release keys on the machine's keyboard, in order."""
+
+    # --- snapshots, memory included when the machine runs -----------------------------------------
+
+    @abstractmethod
+    def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Keep disk, memory and devices under a name that is not taken yet; the machine goes on."""
+
+    @abstractmethod
+    def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Go back to a snapshot; afterwards the machine runs if it ran when it was taken."""
+
+    @abstractmethod
+    def snapshots(self, name: str) -> list[str]:
+        """Names of the machine's snapshots, oldest first."""
+
+    @abstractmethod
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a snapshot."""
+
+    # --- images ------------------------------------------------------------------------------------
+
+    def check_image(self, image: ImageModel) -> None:
+        """Raise `ImageInvalidError` or `NotSupportedError` if this driver cannot run the image."""
+        return

@@ -1,0 +1,192 @@
+"""Every error that pytest-vmfest raises.
+
+::
+
+    VmfestError
+    ├── ConfigurationError        an option, marker, factory argument or spec is wrong
+    ├── StoreError                the image store or runtime folder cannot be used
+    ├── ImageError
+    │   ├── ImageNotFoundError    no installed model fits
+    │   ├── ImageExistsError      the name is taken
+    │   ├── ImageInvalidError     no disk image, truncated, wrong digest
+    │   ├── ImageInUseError       instances still need the model
+    │   ├── ImageFetchError       a download failed
+    │   └── ImageBuildError       a recipe failed
+    ├── DriverError               the hypervisor refused or failed
+    │   ├── DriverUnavailableError  not installed, or not usable here
+    │   ├── NotSupportedError     this driver cannot do that
+    │   ├── MachineNotFoundError
+    │   ├── MachineExistsError
+    │   └── MachineStateError     not possible in the machine's present state
+    ├── RemoteError               talking to the guest failed
+    │   ├── AuthenticationError   the guest refused the login
+    │   ├── HostKeyError          the guest is not who it should be
+    │   ├── ConnectionLostError
+    │   └── TransferError         put or get failed
+    ├── CommandError              a checked command exited with another status than 0
+    ├── CommandTimeoutError       a command did not end in time
+    ├── WaitTimeoutError          a condition did not come true in time
+    ├── StartError                a machine did not become a connected node
+    ├── GroupStartError           the same for a group, with every failure
+    └── DestroyError              something of a machine is still there
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vmfest.remote import CommandResult
+
+
+class VmfestError(Exception):
+    """Base of all errors of this package.
+
+    ``str(error)`` says what failed and where; ``hint``, on a line of its own, says what to do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message}\n  {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigurationError(VmfestError):
+    """An option, marker, factory argument or specification is wrong."""
+
+
+class StoreError(VmfestError):
+    """The image store or the runtime folder cannot be used (not writable, no space left)."""
+
+
+class ImageError(VmfestError):
+    """Something is wrong with an image."""
+
+
+class ImageNotFoundError(ImageError):
+    """No installed image model fits the name or the template."""
+
+
+class ImageExistsError(ImageError):
+    """An image model of that name is already installed."""
+
+
+class ImageInvalidError(ImageError):
+    """The file is no disk image, is truncated, or its digest differs."""
+
+
+class ImageInUseError(ImageError):
+    """Instances still run on the model; ``users`` names them."""
+
+    def __init__(self, message: str, *, users: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.users = tuple(users)
+
+
+class ImageFetchError(ImageError):
+    """An image could not be downloaded."""
+
+
+class ImageBuildError(ImageError):
+    """A recipe could not build its image; ``log`` holds the last lines that its tools printed."""
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class DriverError(VmfestError):
+    """The hypervisor refused or failed."""
+
+
+class DriverUnavailableError(DriverError):
+    """The hypervisor is not installed or cannot be used on this host."""
+
+
+class NotSupportedError(DriverError):
+    """The driver cannot do what was asked."""
+
+
+class MachineNotFoundError(DriverError):
+    """There is no machine of that name."""
+
+
+class MachineExistsError(DriverError):
+    """A machine of that name exists already."""
+
+
+class MachineStateError(DriverError):
+    """The operation is not possible in the machine's present state."""
+
+
+class RemoteError(VmfestError):
+    """Talking to the guest failed."""
+
+
+class AuthenticationError(RemoteError):
+    """The guest refused the login."""
+
+
+class HostKeyError(RemoteError):
+    """The guest presented another host key than the one its image was built with."""
+
+
+class ConnectionLostError(RemoteError):
+    """The connection to the guest broke, or the guest closed it."""
+
+
+class TransferError(RemoteError):
+    """A file or folder could not be copied to or from the guest."""
+
+
+class CommandError(VmfestError):
+    """A checked command exited with a status other than 0; ``result`` holds its output."""
+
+    def __init__(self, message: str, *, result: CommandResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class CommandTimeoutError(VmfestError):
+    """A command did not end in time; ``stdout`` and ``stderr`` hold what it had written until then."""
+
+    def __init__(self, message: str, *, command: str, timeout_s: float, stdout: str, stderr: str) -> None:
+        super().__init__(message)
+        self.command = command
+        self.timeout_s = timeout_s
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class WaitTimeoutError(VmfestError):
+    """A condition did not come true before its deadline."""
+
+
+class StartError(VmfestError):
+    """A machine did not become a connected node.
+
+    ``stage`` is one of created, running, kernel, address, port, banner, login, network, init_script;
+    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console.
+    """
+
+    def __init__(
+        self, message: str, *, stage: str, elapsed_s: float, console_tail: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.stage = stage
+        self.elapsed_s = elapsed_s
+        self.console_tail = console_tail
+
+
+class GroupStartError(VmfestError):
+    """A group did not start; ``failures`` maps each failed node's name to its error."""
+
+    def __init__(self, message: str, *, failures: dict[str, Exception]) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
+class DestroyError(VmfestError):
+    """Something of a machine is still there after it was destroyed."""

@@ -1,0 +1,82 @@
+"""Deadlines on the monotonic clock, and waiting for a condition until one passes."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from pytest_vmfest.errors import WaitTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Deadline:
+    """A moment on the monotonic clock by which something must have happened.
+
+    One deadline is made where the user's timeout is known and handed down through every call below, so
+    that the parts of a start share one budget.
+
+    >>> deadline = Deadline(30)
+    >>> deadline.expired
+    False
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        """Expire ``timeout_s`` seconds from now; None never expires."""
+        self.started = time.monotonic()
+        self.timeout_s = timeout_s
+        self._end = math.inf if timeout_s is None else self.started + timeout_s
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left, never negative; ``math.inf`` without a limit."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the deadline was made."""
+        return time.monotonic() - self.started
+
+    @property
+    def expired(self) -> bool:
+        """Whether the moment has passed."""
+        return time.monotonic() >= self._end
+
+    def at_most(self, timeout_s: float) -> Deadline:
+        """A new deadline for one part: ``timeout_s`` from now, but never later than this one."""
+        return Deadline(min(timeout_s, self.remaining_s))
+
+    def timeout(self) -> float | None:
+        """Seconds left in the form that sockets and locks take: None without a limit."""
+        return None if math.isinf(self._end) else self.remaining_s
+
+
+def wait_for(
+    condition: Callable[[], T],
+    deadline: Deadline,
+    *,
+    what: str,
+    interval_s: float = 0.05,
+    watch: Callable[[], None] | None = None,
+) -> T:
+    """Call ``condition`` until it returns something true, and return that.
+
+    ``watch`` is called before each try and may raise, to end a wait that can no longer succeed. The
+    condition is tried at least once, also after the deadline. Raises `WaitTimeoutError` naming ``what``.
+
+    >>> wait_for(lambda: "ready", Deadline(1), what="the answer")
+    'ready'
+    """
+    while True:
+        if watch is not None:
+            watch()
+        value = condition()
+        if value:
+            return value
+        if deadline.expired:
+            raise WaitTimeoutError(f"{what}: not within {deadline.timeout_s:g} s")
+        time.sleep(min(interval_s, deadline.remaining_s))
