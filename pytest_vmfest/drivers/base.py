@@ -8,7 +8,7 @@ machine's state are idempotent: what is already so stays so. Errors: `DriverErro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from pytest_vmfest.checks import Check
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import Endpoint, ImageModel, Login, MachineSpec
@@ -54,18 +55,6 @@ class MachineInfo:
     created: float
     """Seconds since the epoch."""
     endpoint: Endpoint | None = None
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding of `Driver.check`: ``ok``, what was found, and what to type when it is not well."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-    packages: Sequence[str] = field(default=())
-    """Packages of the host's distribution that mend it."""
 
 
 class Driver(ABC):
