@@ -1,0 +1,167 @@
+"""Every option, declared once: command line, ini file and environment are derived from `Settings`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.errors import ConfigurationError
+from pytest_vmfest.specs import HARDWARE, NETWORK_MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user configured; the docstring of each option is its ``help``.
+
+    Each field ``some_name`` is the option ``--vm-some-name``, the ini key ``vm_some_name`` and the environment
+    variable ``VMFEST_SOME_NAME``. A tuple may be given several times (in ini and environment: separated by
+    white space).
+    """
+
+    driver: str = _option(
+        "auto", "hypervisor driver: auto, qemu, virtualbox, or fake (in memory)", metavar="NAME"
+    )
+    image: tuple[str, ...] = _option(
+        ("tiny",), "image for tests that name none; given several times, they run on each", metavar="NAME"
+    )
+    hardware: str | None = _option(
+        None,
+        f"hardware model: {', '.join(HARDWARE)} (default: what the image asks for, else micro)",
+        choices=tuple(HARDWARE),
+        metavar="NAME",
+    )
+    network: str | None = _option(
+        None,
+        f"network mode: {', '.join(NETWORK_MODES)} (default: what the image asks for, else local)",
+        choices=NETWORK_MODES,
+        metavar="MODE",
+    )
+    keep: str = _option(
+        "never",
+        "leave machines running after the run: never, failed (those of failed tests), always",
+        choices=("never", "failed", "always"),
+        metavar="WHEN",
+    )
+    accel: str = _option(
+        "auto",
+        "QEMU's accelerator: auto (KVM if a probe guest proves that it works, else TCG), kvm, tcg",
+        choices=("auto", "kvm", "tcg"),
+        metavar="NAME",
+    )
+    boot_timeout: float = _option(
+        300.0, "seconds from a machine's start until it must answer over SSH", metavar="SECONDS"
+    )
+    durations: bool = _option(False, "show what each test's machines spent their time on")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the faces need it, derived from a field of `Settings`."""
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    metavar: str
+
+    @property
+    def flag(self) -> str:
+        """The command line's name: ``--vm-boot-timeout``."""
+        return "--vm-" + self.name.replace("_", "-")
+
+    @property
+    def ini(self) -> str:
+        """The ini file's name, also that of the parsed command line's attribute: ``vm_boot_timeout``."""
+        return "vm_" + self.name
+
+    @property
+    def variable(self) -> str:
+        """The environment's name: ``VMFEST_BOOT_TIMEOUT``."""
+        return "VMFEST_" + self.name.upper()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it holds several values."""
+        return isinstance(self.default, tuple)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is on or off."""
+        return isinstance(self.default, bool)
+
+    def parse(self, value: Any, where: str) -> Any:
+        """The value in the option's type; `ConfigurationError` names ``where`` it was written."""
+        if self.repeatable:
+            values = tuple(value.split() if isinstance(value, str) else value)
+            if not values:
+                raise self._refuse(value, where, "at least one value")
+            return values
+        if self.is_flag:
+            return self._parse_flag(value, where)
+        if isinstance(self.default, float):
+            return self._parse_seconds(value, where)
+        if self.choices and value not in self.choices:
+            raise self._refuse(value, where, f"one of {', '.join(self.choices)}")
+        return value
+
+    def _parse_flag(self, value: Any, where: str) -> bool:
+        words = {"1": True, "true": True, "yes": True, "on": True}
+        words |= {"0": False, "false": False, "no": False, "off": False, "": False}
+        if str(value).lower() not in words:
+            raise self._refuse(value, where, "true or false")
+        return words[str(value).lower()]
+
+    def _parse_seconds(self, value: Any, where: str) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            raise self._refuse(value, where, "a positive number of seconds")
+        return seconds
+
+    def _refuse(self, value: Any, where: str, expected: str) -> ConfigurationError:
+        return ConfigurationError(f"{where}: {value!r} is not valid", hint=f"expected {expected}")
+
+
+OPTIONS = tuple(Option(name=f.name, default=f.default, **f.metadata) for f in fields(Settings))
+
+
+def load_settings(
+    *,
+    command_line: Callable[[str], Any] = lambda name: None,
+    environ: Mapping[str, str] = os.environ,
+    ini: Callable[[str], Any] = lambda name: None,
+) -> Settings:
+    """The settings by precedence: command line, environment, ini file, default.
+
+    ``command_line`` and ``ini`` return what was written under an option's `Option.ini` name, or something
+    empty. Raises `ConfigurationError` that names the place of a wrong value.
+    """
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        if (said := command_line(option.ini)) not in (None, []):
+            values[option.name] = option.parse(said, option.flag)
+        elif said := environ.get(option.variable):
+            values[option.name] = option.parse(said, option.variable)
+        elif (said := ini(option.ini)) not in (None, "", []):
+            values[option.name] = option.parse(said, f"ini key {option.ini}")
+    return Settings(**values)
+
+
+def store_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of images, keys and machines: ``VMFEST_HOME``, else in the user's cache folder."""
+    if home := environ.get("VMFEST_HOME"):
+        return Path(home).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("vmfest")
