@@ -22,9 +22,9 @@ def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: 
 class Settings:
     """What the user configured; the docstring of each option is its ``help``.
 
-    Each field ``some_name`` is the option ``--vm-some-name``, the ini key ``vm_some_name`` and the environment
-    variable ``VMFEST_SOME_NAME``. A tuple may be given several times (in ini and environment: separated by
-    white space).
+    Each field ``some_name`` is the option ``--vm-some-name``, the ini key ``vm_some_name`` and the
+    environment variable ``VMFEST_SOME_NAME``. A tuple may be given several times (in ini and environment:
+    separated by white space).
     """
 
     driver: str = _option(

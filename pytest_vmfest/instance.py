@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.errors import MachineNotFoundError
 from pytest_vmfest.keyboard import parse_keys
 from pytest_vmfest.waiting import Deadline
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from pytest_vmfest.drivers.base import Driver, MachineInfo
+    from pytest_vmfest.drivers.base import Driver, MachineInfo, MachineState
     from pytest_vmfest.specs import Endpoint, ImageModel
 
 # A machine's own work (power up, shut down, snapshot) takes seconds; these bound the pathological.

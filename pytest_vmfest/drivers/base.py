@@ -187,6 +187,10 @@ class Driver(ABC):
 
     # --- images ------------------------------------------------------------------------------------
 
+    def own_image(self, selector: object) -> ImageModel | None:
+        """A model that the driver brings itself, whatever is asked for; None means: use the store."""
+        return None
+
     def check_image(self, image: ImageModel) -> None:
         """Raise `ImageInvalidError` or `NotSupportedError` if this driver cannot run the image."""
         return

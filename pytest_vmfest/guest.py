@@ -1,0 +1,57 @@
+"""What a fresh guest is told about itself and its group: host name, private address, who else is there."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_vmfest.specs import PrivateNic
+
+# Written behind each of our lines in the guest's /etc/hosts, so that they can be told from others' lines.
+_MARK = "# vmfest"
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """A node's host name, its private NICs, and the addresses of all nodes of its group by name."""
+
+    hostname: str
+    nics: tuple[PrivateNic, ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def script(self) -> str:
+        """A POSIX shell script, run as root after every boot; running it again changes nothing.
+
+        It needs ``ip`` (iproute2 or busybox), ``hostname`` and ``sed`` in the guest.
+        """
+        return "\n".join(["set -e", *self._name(), *(line for nic in self.nics for line in _nic(nic))])
+
+    def _name(self) -> list[str]:
+        hosts: Mapping[str, str] = dict(self.hosts)
+        entries = [f"{hosts.get(self.hostname, '127.0.1.1')} {self.hostname} {_MARK}"]
+        entries += [f"{ip} {name} {_MARK}" for name, ip in hosts.items() if name != self.hostname]
+        text = shlex.quote("\n".join(entries))
+        return [
+            f"hostname {self.hostname}",
+            f"echo {self.hostname} > /etc/hostname",
+            f"kept=$(sed '/{_MARK}$/d' /etc/hosts 2>/dev/null || true)",
+            # One write, in place: a container runtime or an administrator may hold the file itself.
+            f'printf "%s\\n%s\\n" "$kept" {text} > /etc/hosts',
+        ]
+
+
+def _nic(nic: PrivateNic) -> list[str]:
+    return [
+        "dev=",
+        "for path in /sys/class/net/*; do",
+        f'  [ "$(cat "$path/address")" = {nic.mac} ] && dev=${{path##*/}}',
+        "done",
+        f'[ -n "$dev" ] || {{ echo "no network interface has the MAC {nic.mac}" >&2; exit 1; }}',
+        f'ip address replace {nic.address}/{nic.prefix_length} dev "$dev"',
+        'ip link set "$dev" up',
+    ]

@@ -1,0 +1,86 @@
+"""The link to a guest: connecting while watching that the machine lives, and connecting again later."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING
+
+from pytest_vmfest import ssh
+from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_vmfest.instance import Instance
+    from pytest_vmfest.remote import Remote
+    from pytest_vmfest.waiting import Deadline
+
+_PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
+
+
+class Link:
+    """Keeps one `Remote` to a guest, made when it is first needed and made anew after it broke."""
+
+    def __init__(self, instance: Instance) -> None:
+        """Know the machine; connects nothing yet."""
+        self._instance = instance
+        self._remote: Remote | None = None
+        self._lock = threading.Lock()
+
+    def remote(
+        self,
+        deadline: Deadline,
+        *,
+        watch: Callable[[], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Remote:
+        """The connection, made within ``deadline`` if there is none that lives.
+
+        Besides the errors of `pytest_vmfest.ssh.connect`: `ConnectionLostError` at once when the machine
+        stops running or its kernel panics, and whatever ``watch`` raises.
+        """
+        with self._lock:
+            if self._remote is None or not self._remote.alive:
+                self._close()
+                self._remote = self._connect(deadline, watch, on_stage)
+            return self._remote
+
+    def drop(self) -> None:
+        """Close the connection; the next use makes a new one."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
+
+    def _connect(
+        self,
+        deadline: Deadline,
+        watch: Callable[[], None] | None,
+        on_stage: Callable[[str], None] | None,
+    ) -> Remote:
+        instance = self._instance
+        self._check_alive()
+        if own := instance.driver.remote(instance.name, instance.image.login, deadline):
+            return own
+
+        def watch_all() -> None:
+            self._check_alive()
+            if watch is not None:
+                watch()
+
+        if on_stage is not None:
+            on_stage("address")
+        endpoint = instance.driver.endpoint(instance.name, deadline)
+        return ssh.connect(endpoint, instance.image.login, deadline, watch=watch_all, on_stage=on_stage)
+
+    def _check_alive(self) -> None:
+        state = self._instance.state
+        if state is not MachineState.RUNNING:
+            raise ConnectionLostError(f"machine {self._instance.name!r} is {state.value}")
+        if panic := _PANIC.search(self._instance.console()):
+            raise ConnectionLostError(f"the guest's kernel panicked: {panic.group().strip()}")

@@ -1,0 +1,321 @@
+"""A node: a machine that a test can talk to."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import CommandError, CommandTimeoutError, ConnectionLostError, WaitTimeoutError
+from pytest_vmfest.link import Link
+from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
+from pytest_vmfest.shell import command_text, compose
+from pytest_vmfest.waiting import Deadline, wait_for
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_vmfest.guest import Introduction
+    from pytest_vmfest.instance import Instance
+    from pytest_vmfest.specs import ImageModel
+
+_BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+
+class Node:
+    """A running machine, reached by SSH, that a test has for itself.
+
+    Attributes: ``name`` is its host name; ``role`` its part in a group; ``instance`` the machine under it.
+
+    >>> from pytest_vmfest import Server
+    >>> with Server(driver="fake").launch(image="tiny") as node:
+    ...     node.check_output("uname -s")
+    'Linux'
+
+    The connection is made anew by itself after a reboot, a revert or a broken line. Calls from several
+    threads are allowed. Without ``timeout_s`` a call waits as long as the connection lives.
+    """
+
+    def __init__(
+        self, instance: Instance, introduction: Introduction, *, role: str, connect_timeout_s: float
+    ) -> None:
+        """Wrap a machine; `Server.launch`, the fixtures and the factories do that."""
+        self.instance = instance
+        self.name = introduction.hostname
+        self.role = role
+        self.timings: dict[str, float] = {}
+        """Seconds that each phase took: clone, boot, ssh, network, init_script."""
+        self._introduction = introduction
+        self._connect_timeout_s = connect_timeout_s
+        self._link = Link(instance)
+
+    def __repr__(self) -> str:
+        """``<Node db-0 of tiny>``."""
+        return f"<Node {self.name} of {self.image.name}>"
+
+    def __enter__(self) -> Node:
+        """Return the node itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Destroy the node's machine."""
+        self.destroy()
+
+    # --- who it is ---------------------------------------------------------------------------------
+
+    @property
+    def image(self) -> ImageModel:
+        """The image model that the machine was cloned from."""
+        return self.instance.image
+
+    @property
+    def user(self) -> str:
+        """The user that commands run as when none is named."""
+        return self.image.login.username
+
+    @property
+    def host(self) -> str:
+        """Where this host reaches the node's SSH, together with `port`."""
+        return self.instance.endpoint().host
+
+    @property
+    def port(self) -> int:
+        """The TCP port on `host` that leads to the node's SSH; another one after the machine was off."""
+        return self.instance.endpoint().port
+
+    @property
+    def ip(self) -> str:
+        """The address under which the other nodes of its group reach it; without a group, `host`."""
+        nics = self._introduction.nics
+        return nics[0].address if nics else self.host
+
+    @property
+    def ssh_command(self) -> str:
+        """A command to paste into a terminal of this host; it verifies the host key when that is known."""
+        endpoint, login = self.instance.endpoint(), self.image.login
+        words = ["ssh", "-p", str(endpoint.port), "-o", "UserKnownHostsFile=/dev/null"]
+        if login.host_key:
+            known = f"[{endpoint.host}]:{endpoint.port} {login.host_key}"
+            words += ["-o", "StrictHostKeyChecking=yes", "-o", f"KnownHostsCommand=/bin/echo {known}"]
+        else:
+            words += ["-o", "StrictHostKeyChecking=no"]
+        if login.private_key:
+            words += ["-o", "IdentitiesOnly=yes", "-i", str(login.private_key)]
+        return shlex.join([*words, f"{login.username}@{endpoint.host}"])
+
+    # --- commands ----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        check: bool = False,
+        timeout_s: float | None = None,
+        input: str | bytes | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> CommandResult:
+        """Run a command and return its result, whatever its exit status.
+
+        ``cmd`` is a shell string, or an argument list that is then quoted. ``user`` runs it as another user
+        (by su from root, else by sudo), ``env`` adds variables, ``cwd`` is its working directory, ``input``
+        its standard input. With ``check``, an exit status other than 0 raises `CommandError`.
+
+        Raises `CommandTimeoutError` after ``timeout_s`` seconds (with the output until then; the command
+        itself may go on in the guest), `ConnectionLostError` when the connection breaks meanwhile.
+        """
+        __tracebackhide__ = True
+        text = command_text(cmd)
+        script = compose(cmd, self.image.login, user=user, env=env, cwd=cwd)
+        data = input.encode(ENCODING) if isinstance(input, str) else input
+        if script.input_prefix:
+            data = script.input_prefix + (data or b"")
+        deadline = Deadline(timeout_s)
+        try:
+            done = self._link.remote(self._connect_deadline(deadline)).execute(
+                script.text, input=data, deadline=deadline
+            )
+        except CommandTimeoutError as error:
+            raise CommandTimeoutError(
+                f"{self.name}: {text!r} did not end within {deadline.timeout_s:g} s"
+                + _output(error.stdout, error.stderr),
+                command=text,
+                timeout_s=error.timeout_s,
+                stdout=error.stdout,
+                stderr=error.stderr,
+            ) from None
+        result = CommandResult(
+            text,
+            done.exit_status,
+            done.stdout.decode(ENCODING, ENCODING_ERRORS),
+            done.stderr.decode(ENCODING, ENCODING_ERRORS),
+            deadline.elapsed_s,
+        )
+        if check and not result.ok:
+            raise CommandError(
+                f"{self.name}: {text!r} exited with {result.exit_status}"
+                + _output(result.stdout, result.stderr),
+                result=result,
+            )
+        return result
+
+    def check_output(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        input: str | bytes | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> str:
+        """Run a command that must succeed (else `CommandError`); return its stdout, stripped."""
+        __tracebackhide__ = True
+        result = self.run(cmd, check=True, timeout_s=timeout_s, input=input, user=user, env=env, cwd=cwd)
+        return result.stdout.strip()
+
+    def wait_until(
+        self, cmd: str | Sequence[str], *, timeout_s: float = 60.0, user: str | None = None
+    ) -> CommandResult:
+        """Run a command until it exits with 0; `WaitTimeoutError` tells what it said last."""
+        __tracebackhide__ = True
+        deadline = Deadline(timeout_s)
+        last: list[str] = []
+
+        def succeeds() -> CommandResult | None:
+            try:
+                result = self.run(cmd, timeout_s=max(1.0, deadline.remaining_s), user=user)
+            except CommandTimeoutError as error:
+                last[:] = [str(error)]
+                return None
+            last[:] = [f"it exited with {result.exit_status}{_output(result.stdout, result.stderr)}"]
+            return result if result.ok else None
+
+        what = f"{self.name}: {command_text(cmd)!r} to succeed"
+        try:
+            found = wait_for(succeeds, deadline, what=what, interval_s=0.2)
+        except WaitTimeoutError as error:
+            raise WaitTimeoutError(f"{error.message}; {last[0]}") from None
+        assert found is not None
+        return found
+
+    # --- files -------------------------------------------------------------------------------------
+
+    def put(self, local: str | os.PathLike[str], remote: str, *, timeout_s: float | None = None) -> None:
+        """Copy a file or folder of this host into the guest, byte for byte, folders with all in them."""
+        deadline = Deadline(timeout_s)
+        self._link.remote(self._connect_deadline(deadline)).put(Path(local), remote, deadline)
+
+    def get(self, remote: str, local: str | os.PathLike[str], *, timeout_s: float | None = None) -> None:
+        """Copy a file or folder of the guest to this host, byte for byte, folders with all in them."""
+        deadline = Deadline(timeout_s)
+        self._link.remote(self._connect_deadline(deadline)).get(remote, Path(local), deadline)
+
+    def read_text(self, path: str, *, timeout_s: float | None = None) -> str:
+        """The content of a text file (UTF-8)."""
+        deadline = Deadline(timeout_s)
+        data = self._link.remote(self._connect_deadline(deadline)).read_bytes(path, deadline)
+        return data.decode(ENCODING, ENCODING_ERRORS)
+
+    def write_text(self, path: str, text: str, *, timeout_s: float | None = None) -> None:
+        """Create or replace a text file (UTF-8)."""
+        deadline = Deadline(timeout_s)
+        data = text.encode(ENCODING, ENCODING_ERRORS)
+        self._link.remote(self._connect_deadline(deadline)).write_bytes(path, data, deadline)
+
+    # --- the machine under it ----------------------------------------------------------------------
+
+    def forward(self, guest_port: int) -> tuple[str, int]:
+        """Open a way to a TCP port of the node; returns the host and port to connect to from here."""
+        endpoint = self.instance.forward(guest_port)
+        return endpoint.host, endpoint.port
+
+    def reboot(self, *, timeout_s: float | None = None) -> None:
+        """Restart the guest from inside and wait until it answers again, as the same node."""
+        deadline = Deadline(timeout_s or self._connect_timeout_s)
+        before = self.check_output(_BOOT_ID)
+        with suppress(ConnectionLostError, CommandTimeoutError):
+            self._as_root("reboot", deadline.at_most(10))
+
+        def is_back() -> bool:
+            self._link.drop()
+            with suppress(ConnectionLostError):
+                remote = self._link.remote(deadline)
+                now = remote.execute(_BOOT_ID, input=None, deadline=deadline).stdout.decode().strip()
+                return now not in ("", before)
+            return False
+
+        wait_for(is_back, deadline, what=f"{self.name} to come back from its reboot", interval_s=0.5)
+        self.introduce(deadline)
+
+    def pause(self) -> None:
+        """Halt the virtual CPU; commands wait until `resume`."""
+        self.instance.pause()
+
+    def resume(self) -> None:
+        """Let a paused node go on."""
+        self.instance.resume()
+
+    def snapshot(self, name: str) -> None:
+        """Keep disk and memory under ``name``."""
+        self.instance.snapshot(name)
+
+    def revert(self, name: str) -> None:
+        """Go back to the snapshot ``name``, memory included; the guest's clock is set right again."""
+        self._link.drop()
+        self.instance.revert(name)
+        deadline = Deadline(self._connect_timeout_s)
+        self._as_root(f"date -u -s @{round(time.time())} >/dev/null", deadline)
+
+    def console(self) -> str:
+        """All that the guest wrote to its first serial port."""
+        return self.instance.console()
+
+    def screenshot(self, path: str | os.PathLike[str]) -> None:
+        """Write the screen to ``path`` as PNG."""
+        self.instance.screenshot(Path(path))
+
+    def send_keys(self, *inputs: str | float) -> None:
+        """Type on the keyboard: text, chords such as ``"<ctrl+alt+f2>"``, pauses in seconds."""
+        self.instance.send_keys(*inputs)
+
+    def destroy(self) -> None:
+        """Close the connection and remove every trace of the machine."""
+        self._link.drop()
+        self.instance.destroy()
+
+    # --- for the launcher --------------------------------------------------------------------------
+
+    def connect(
+        self, deadline: Deadline, *, watch: Callable[[], None], on_stage: Callable[[str], None]
+    ) -> None:
+        """Wait for the first connection; see `Link.remote`."""
+        self._link.remote(deadline, watch=watch, on_stage=on_stage)
+
+    def introduce(self, deadline: Deadline) -> None:
+        """Give the guest its host name, its private addresses and the names of its group."""
+        self._as_root(self._introduction.script, deadline)
+
+    def run_script(self, text: str, deadline: Deadline) -> None:
+        """Run shell text as root; `CommandError` unless it succeeds."""
+        self._as_root(text, deadline)
+
+    def _as_root(self, text: str, deadline: Deadline) -> None:
+        self.run(text, user="root", check=True, timeout_s=deadline.timeout())
+
+    def _connect_deadline(self, deadline: Deadline) -> Deadline:
+        return deadline.at_most(self._connect_timeout_s)
+
+
+def _output(stdout: str, stderr: str, limit: int = 4000) -> str:
+    """Both streams for an error message, each cut to its last ``limit`` characters."""
+    parts = []
+    for name, text in (("stdout", stdout), ("stderr", stderr)):
+        if text := text.rstrip():
+            cut = f" (last {limit} of {len(text)} characters)" if len(text) > limit else ""
+            parts.append(f"\n  {name}{cut}:\n" + "\n".join(f"    {x}" for x in text[-limit:].splitlines()))
+    return "".join(parts) or " (no output)"

@@ -1,0 +1,305 @@
+"""The server: one hypervisor with its image store, where machines are made and found."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.config import store_home
+from pytest_vmfest.drivers import load_driver
+from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.errors import ConfigurationError, MachineNotFoundError
+from pytest_vmfest.group import NodeGroup
+from pytest_vmfest.guest import Introduction
+from pytest_vmfest.images.store import ImageStore
+from pytest_vmfest.instance import Instance
+from pytest_vmfest.launcher import Launcher
+from pytest_vmfest.progress import silent
+from pytest_vmfest.specs import (
+    HardwareModel,
+    ImageModel,
+    MachineSpec,
+    PrivateNic,
+    VmRequest,
+    check_label,
+    hardware_model,
+    node_names,
+)
+from pytest_vmfest.ssh import keys
+from pytest_vmfest.startup import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from pytest_vmfest.drivers.base import Driver
+    from pytest_vmfest.node import Node
+    from pytest_vmfest.progress import Progress
+    from pytest_vmfest.specs import NetworkMode
+
+BOOT_TIMEOUT_S = 300.0
+# Private networks are closed worlds: every group can have the same addresses.
+_PRIVATE_NET = "10.77.0."
+_FIRST_HOST = 10
+
+
+class Server:
+    """A hypervisor and its image store: vmfest's API in Python, on which the plugin is written.
+
+    >>> from pytest_vmfest import Server
+    >>> with Server(driver="fake") as server:
+    ...     machine = server.instance("backup-machine", "tiny", "micro")
+    ...     machine.start()
+    ...     [found.name for found in server.machines()]
+    ...     machine.destroy()
+    ['backup-machine']
+
+    ``driver`` is auto, qemu or fake; ``url`` is for hypervisors behind a web service, which no driver of this
+    release has; ``home`` the store's folder (default: VMFEST_HOME, else the user's cache folder); ``accel``
+    auto, kvm or tcg; ``boot_timeout_s`` the seconds from a node's creation to its first command. Nothing is
+    touched before the first use.
+    """
+
+    def __init__(
+        self,
+        driver: str = "auto",
+        url: str | None = None,
+        *,
+        home: str | os.PathLike[str] | None = None,
+        accel: str = "auto",
+        boot_timeout_s: float = BOOT_TIMEOUT_S,
+        progress: Progress = silent,
+    ) -> None:
+        """Remember where and how; `ConfigurationError` for an unknown driver."""
+        if url is not None:
+            raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
+        self.home = Path(home).absolute() if home is not None else store_home()
+        self.boot_timeout_s = boot_timeout_s
+        self._progress = progress
+        self._driver = load_driver(driver, DriverSettings(self.home, accel))
+        self._opened = False
+
+    def __repr__(self) -> str:
+        """``<Server qemu in ~/.cache/vmfest>``."""
+        return f"<Server {self._driver.name} in {self.home}>"
+
+    def __enter__(self) -> Server:
+        """Return the server itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the server; its machines stay."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the hypervisor. Machines are left as they are."""
+        if self._opened:
+            self._driver.close()
+            self._opened = False
+
+    @property
+    def driver(self) -> Driver:
+        """The driver, opened on first use; `DriverUnavailableError` says what is missing."""
+        if not self._opened:
+            self._driver.open()
+            self._opened = True
+        return self._driver
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The image store."""
+        return ImageStore(
+            self.home, identity=lambda: keys.ensure_identity(self.home / "keys"), progress=self._progress
+        )
+
+    def image(self, selector: str | os.PathLike[str] | Mapping[str, Any] | ImageModel) -> ImageModel:
+        """The model for a name, path, URL or template, built or fetched if need be.
+
+        Errors: those of `ImageStore.resolve`.
+        """
+        if isinstance(selector, ImageModel):
+            return selector
+        return self._driver.own_image(selector) or self.images.resolve(selector)
+
+    # --- machines ----------------------------------------------------------------------------------
+
+    def instance(
+        self,
+        name: str,
+        image: str | os.PathLike[str] | Mapping[str, Any] | ImageModel,
+        hardware: str | HardwareModel | None = None,
+        *,
+        network: NetworkMode | None = None,
+        permanent: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> Instance:
+        """Create a powered-off machine that is a clone of ``image``; its name must be new.
+
+        Errors: `ConfigurationError`, `ImageError`, `MachineExistsError`, `DriverError`.
+        """
+        check_label(name, "machine name")
+        model = self.image(image)
+        request = VmRequest(hardware=hardware, network=network, permanent=permanent)
+        self.driver.create(self._spec(name, model, request, tags=tags or {}))
+        return Instance(self.driver, name, model)
+
+    def machines(self) -> list[Instance]:
+        """All machines of this driver and store, also those of other processes, oldest first."""
+        return [self._found(info.name, info.image) for info in self.driver.machines()]
+
+    def find(self, name: str) -> Instance:
+        """The machine called ``name``; `MachineNotFoundError` lists the names there are."""
+        infos = {info.name: info for info in self.driver.machines()}
+        if name not in infos:
+            raise MachineNotFoundError(
+                f"there is no machine {name!r}", hint=f"there are: {', '.join(infos) or 'none'}"
+            )
+        return self._found(name, infos[name].image)
+
+    def _found(self, name: str, image: str) -> Instance:
+        return Instance(self.driver, name, self._driver.own_image(image) or self.images.get(image))
+
+    # --- nodes -------------------------------------------------------------------------------------
+
+    def launch(
+        self,
+        name: str = "vm",
+        *,
+        image: str | os.PathLike[str] | Mapping[str, Any] | ImageModel,
+        hardware: str | HardwareModel | None = None,
+        network: NetworkMode | None = None,
+        init_script: str | os.PathLike[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Node:
+        """Create and boot one machine and wait for its SSH; the node's ``with`` block destroys it.
+
+        ``name`` is the node's host name; its machine gets a name of its own. Raises `StartError`.
+        """
+        request = VmRequest(hardware=hardware, network=network, init_script=_path_or_text(init_script))
+        return self.launch_request(request, self.image(image), name=name, tags=tags or {})
+
+    def launch_group(
+        self,
+        nodes: int | Mapping[str, int],
+        *,
+        image: str | os.PathLike[str] | Mapping[str, Any] | ImageModel,
+        hardware: str | HardwareModel | None = None,
+        network: NetworkMode | None = None,
+        init_script: str | os.PathLike[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> NodeGroup:
+        """Create and boot several machines on a private network of their own, all or none.
+
+        ``nodes`` is a number, or numbers by role such as ``{"db": 1, "web": 2}``. The group's ``with`` block
+        destroys it. Raises `GroupStartError` with every node's failure.
+        """
+        request = VmRequest.parse(
+            {
+                "hardware": hardware,
+                "network": network,
+                "nodes": nodes,
+                "init_script": _path_or_text(init_script),
+            },
+            where="launch_group",
+        )
+        return self.launch_group_request(request, self.image(image), tags=tags or {})
+
+    def launch_request(
+        self,
+        request: VmRequest,
+        model: ImageModel,
+        *,
+        name: str = "vm",
+        tags: Mapping[str, str],
+        keep_failed: bool = False,
+    ) -> Node:
+        """`launch` for a validated request."""
+        spec = self._spec(_machine_name(name), model, request, tags=tags)
+        plan = Plan(spec, Introduction(check_label(name, "node name")), name, _script(request.init_script))
+        return self._launcher(keep_failed).launch([plan])[0]
+
+    def launch_group_request(
+        self, request: VmRequest, model: ImageModel, *, tags: Mapping[str, str], keep_failed: bool = False
+    ) -> NodeGroup:
+        """`launch_group` for a validated request."""
+        network = _machine_name("net")
+        names = node_names(request.nodes or 1)
+        addresses = {name: f"{_PRIVATE_NET}{_FIRST_HOST + i}" for i, (_, name) in enumerate(names)}
+        init_script = _script(request.init_script)
+        plans = []
+        for role, name in names:
+            nic = PrivateNic(network, mac=_mac(), address=addresses[name])
+            spec = self._spec(
+                _machine_name(name),
+                model,
+                request,
+                tags={**tags, "group": network, "node": name},
+                nics=(nic,),
+            )
+            plans.append(Plan(spec, Introduction(name, (nic,), tuple(addresses.items())), role, init_script))
+        launcher = self._launcher(keep_failed)
+        self.driver.create_network(network)
+        try:
+            launched = launcher.launch(plans)
+        except BaseException:
+            self.driver.remove_network(network)
+            raise
+
+        def destroy() -> None:
+            try:
+                launcher.destroy(launched)
+            finally:
+                self.driver.remove_network(network)
+
+        return NodeGroup(launched, destroy)
+
+    def _launcher(self, keep_failed: bool) -> Launcher:
+        return Launcher(self.driver, boot_timeout_s=self.boot_timeout_s, keep_failed=keep_failed)
+
+    def _spec(
+        self,
+        name: str,
+        model: ImageModel,
+        request: VmRequest,
+        *,
+        tags: Mapping[str, str],
+        nics: tuple[PrivateNic, ...] = (),
+    ) -> MachineSpec:
+        hardware = hardware_model(request.hardware or model.hardware or "micro")
+        return MachineSpec(
+            name=name,
+            image=model,
+            hardware=hardware.at_least(request.min_ram_mib, request.min_cores),
+            network=request.network or model.network or "local",
+            nics=nics,
+            permanent=bool(request.permanent),
+            tags=tags,
+        )
+
+
+def _machine_name(name: str) -> str:
+    """A name that no other machine has: the node's, cut to leave room, and 32 random bits."""
+    return f"{name[:50].rstrip('-')}-{secrets.token_hex(4)}"
+
+
+def _mac() -> str:
+    """A random MAC in the range that QEMU and KVM use for virtual interfaces."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+
+
+def _path_or_text(script: str | os.PathLike[str] | None) -> str | Path | None:
+    return script if script is None or isinstance(script, str) else Path(script)
+
+
+def _script(script: str | Path | None) -> str | None:
+    if not isinstance(script, Path):
+        return script
+    try:
+        return script.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"init_script {script} cannot be read: {error.strerror}") from None

@@ -1,0 +1,133 @@
+"""One node's start: from its spec to a connected node, or an error that tells how far it came."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import CommandError, StartError, VmfestError
+from pytest_vmfest.instance import Instance
+from pytest_vmfest.node import Node
+from pytest_vmfest.waiting import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_vmfest.drivers.base import Driver
+    from pytest_vmfest.guest import Introduction
+    from pytest_vmfest.specs import MachineSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One node to be: its machine, what its guest is told, its part in the group, its first script."""
+
+    spec: MachineSpec
+    introduction: Introduction
+    role: str
+    init_script: str | None = None
+
+
+class Cancelled(Exception):
+    """This start was given up because another node of the group failed, or the user interrupted."""
+
+
+class Startup:
+    """Carries out one plan, knowing at any time which stage it is in."""
+
+    def __init__(self, driver: Driver, plan: Plan, *, timeout_s: float, keep: bool) -> None:
+        """``timeout_s`` is the budget from creation to the first command; ``keep`` spares a failed machine."""
+        self._driver = driver
+        self._plan = plan
+        self._timeout_s = timeout_s
+        self._keep = keep
+        self._stage = "created"
+        self._login_began: float | None = None
+        self._timings: dict[str, float] = {}
+        self.instance = Instance(driver, plan.spec.name, plan.spec.image)
+
+    def run(self, give_up: Callable[[], None]) -> Node:
+        """Create, boot, connect and introduce the node; ``give_up`` may raise `Cancelled` in between.
+
+        On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
+        """
+        deadline = Deadline(self._timeout_s)
+        plan = self._plan
+        node = Node(self.instance, plan.introduction, role=plan.role, connect_timeout_s=self._timeout_s)
+        try:
+            give_up()
+            with self._phase("clone", "created"):
+                self._driver.create(plan.spec)
+            with self._phase("boot", "running"):
+                self.instance.start(deadline.remaining_s)
+                node.connect(deadline, watch=give_up, on_stage=self._enter)
+            with self._phase("network", "network"):
+                node.introduce(deadline)
+            if plan.init_script is not None:
+                with self._phase("init_script", "init_script"):
+                    node.run_script(plan.init_script, deadline)
+        except VmfestError as error:
+            console = self.instance.console_tail()
+            raise self._explain(error, deadline, console, self._clean_up(node, keep=self._keep)) from error
+        except BaseException:
+            self._clean_up(node, keep=False)
+            raise
+        node.timings.update(self._timings)
+        return node
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+        if stage == "login" and self._login_began is None:
+            self._login_began = time.monotonic()
+
+    @contextmanager
+    def _phase(self, name: str, stage: str) -> Iterator[None]:
+        self._stage = stage
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        if name == "boot" and self._login_began is not None:
+            self._timings["boot"] = self._login_began - began
+            self._timings["ssh"] = ended - self._login_began
+        else:
+            self._timings[name] = ended - began
+
+    def _clean_up(self, node: Node, *, keep: bool) -> str:
+        """Destroy what was begun, or keep it; returns what the user has to know about that."""
+        name = self.instance.name
+        if keep:
+            return (
+                f"machine {name} is kept: `vmfest instance console {name}`, `vmfest instance destroy {name}`"
+            )
+        try:
+            node.destroy()
+        except VmfestError as error:
+            return f"and its machine could not be destroyed: {error}"
+        return ""
+
+    def _explain(self, error: VmfestError, deadline: Deadline, console: str, remark: str) -> StartError:
+        spec = self._plan.spec
+        stage = self._stage
+        if stage in ("address", "port", "banner"):
+            # slirp and NAT accept connections for a guest that is not there yet: only the console tells.
+            stage = "kernel" if console else "running"
+        lines = [
+            f"node {self._plan.introduction.hostname!r} did not start: {error.message}",
+            f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self._timeout_s:g} s",
+            f"  machine: {spec.name}, image {spec.image.name}, {spec.hardware.memory_mib} MiB, "
+            f"{spec.hardware.cpus} CPU, driver {self._driver.name}",
+        ]
+        if stage != "created" and not isinstance(error, CommandError):
+            told = console.splitlines() or ["(nothing)"]
+            lines += ["  its console said last:", *(f"    | {line}" for line in told)]
+        if remark:
+            lines.append(f"  {remark}")
+        return StartError(
+            "\n".join(lines),
+            stage=stage,
+            elapsed_s=deadline.elapsed_s,
+            console_tail=console,
+            hint=error.hint,
+        )
