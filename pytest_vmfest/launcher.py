@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, VmfestError
-from pytest_vmfest.startup import Cancelled, Startup
+from pytest_vmfest.startup import GivenUpError, Startup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Launcher:
 
         def give_up() -> None:
             if cancel.is_set():
-                raise Cancelled
+                raise GivenUpError
 
         startups = [
             Startup(self._driver, plan, timeout_s=self._boot_timeout_s, keep=self._keep_failed)
@@ -68,7 +68,7 @@ class Launcher:
         failures: dict[str, Exception] = {}
         for plan, future in zip(plans, futures, strict=True):
             error = future.exception()
-            if isinstance(error, Exception) and not isinstance(error, Cancelled):
+            if isinstance(error, Exception) and not isinstance(error, GivenUpError):
                 failures[plan.introduction.hostname] = error
         nodes = [future.result() for future in futures if future.exception() is None]
         if not failures:

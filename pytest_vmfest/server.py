@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +31,7 @@ from pytest_vmfest.ssh import keys
 from pytest_vmfest.startup import Plan
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
     from types import TracebackType
 

@@ -30,15 +30,15 @@ class Plan:
     init_script: str | None = None
 
 
-class Cancelled(Exception):
-    """This start was given up because another node of the group failed, or the user interrupted."""
+class GivenUpError(Exception):
+    """A start was broken off because another node of the group failed, or the user interrupted."""
 
 
 class Startup:
     """Carries out one plan, knowing at any time which stage it is in."""
 
     def __init__(self, driver: Driver, plan: Plan, *, timeout_s: float, keep: bool) -> None:
-        """``timeout_s`` is the budget from creation to the first command; ``keep`` spares a failed machine."""
+        """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine."""
         self._driver = driver
         self._plan = plan
         self._timeout_s = timeout_s
@@ -49,7 +49,7 @@ class Startup:
         self.instance = Instance(driver, plan.spec.name, plan.spec.image)
 
     def run(self, give_up: Callable[[], None]) -> Node:
-        """Create, boot, connect and introduce the node; ``give_up`` may raise `Cancelled` in between.
+        """Create, boot, connect and introduce the node; ``give_up`` may raise `GivenUpError` in between.
 
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """

@@ -1,0 +1,119 @@
+"""Factories of fixtures with a scope of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from pytest_vmfest.errors import ConfigurationError
+from pytest_vmfest.fixtures import RUN
+from pytest_vmfest.markers import image_id, marked_request
+from pytest_vmfest.specs import VmRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from pytest_vmfest.run import Run
+    from pytest_vmfest.specs import ImageModel
+
+Scope = Literal["function", "class", "module", "package", "session"]
+_SCOPES = ("function", "class", "module", "package", "session")
+
+
+def instance_fixture(
+    scope: Scope = "function",
+    *,
+    reset: bool = False,
+    shared: bool = False,
+    name: str | None = None,
+    **arguments: Any,
+) -> Any:
+    """A fixture that gives one machine, a `Node`, to all tests of a scope.
+
+    >>> box = instance_fixture(scope="module", image="tiny", reset=True)
+
+    ``reset`` makes it pristine before each test but the first: disk and memory go back to where they were
+    when the fixture was made. ``name`` is the fixture's name if it is not the variable's. The other arguments
+    are those of the ``vm`` marker; what is not given comes from markers around the scope, then from the
+    options. Raises `ConfigurationError` for a wrong argument. ``shared`` is not available yet and refused.
+    """
+    return _fixture("instance_fixture", scope, reset, shared, name, arguments, lambda run: run.node)
+
+
+def group_fixture(
+    scope: Scope = "function",
+    *,
+    reset: bool = False,
+    shared: bool = False,
+    name: str | None = None,
+    **arguments: Any,
+) -> Any:
+    """A fixture that gives a group of machines, a `NodeGroup`, to all tests of a scope.
+
+    >>> cluster = group_fixture(scope="session", image="tiny", nodes={"db": 1, "web": 2})
+
+    Arguments as for `instance_fixture`; ``nodes`` is required here or in a marker around the scope.
+    """
+    return _fixture("group_fixture", scope, reset, shared, name, arguments, lambda run: run.group)
+
+
+def _fixture(
+    factory: str,
+    scope: Scope,
+    reset: bool,
+    shared: bool,
+    name: str | None,
+    arguments: dict[str, Any],
+    holder: Callable[[Run], Callable[..., AbstractContextManager[Any]]],
+) -> Any:
+    if scope not in _SCOPES:
+        raise ConfigurationError(
+            f"{factory}: scope={scope!r} is not valid", hint=f"expected one of {', '.join(_SCOPES)}"
+        )
+    if shared:
+        raise ConfigurationError(
+            f"{factory}: shared=True (one for all xdist workers) is not available in this version",
+            hint="leave it out: each worker then has machines of its own",
+        )
+    said = VmRequest.parse(arguments, where=factory)
+
+    def machines(request: pytest.FixtureRequest, default_image: Any) -> Iterator[Any]:
+        run = request.config.stash[RUN]
+        fixture = request.fixturename or factory
+        vm = marked_request(request.node, run.settings).merged(said)
+        if factory == "group_fixture" and vm.nodes is None:
+            raise ConfigurationError(f"fixture {fixture!r}: how many nodes?", hint="say nodes=2, or by role")
+        test = request.node.nodeid or "session"
+        model: ImageModel = run.image(_one_image(request, vm, default_image), vm, test)
+        pristine = reset and scope != "function"
+        with holder(run)(vm, model, fixture=fixture, test=test, reset=pristine) as held:
+            yield held
+
+    if said.images:
+
+        def on_own_image(request: pytest.FixtureRequest) -> Iterator[Any]:
+            """Virtual machines made by a factory of pytest-vmfest."""
+            yield from machines(request, None)
+
+        several = said.images if len(said.images) > 1 else None
+        return pytest.fixture(scope=scope, params=several, ids=image_id, name=name)(on_own_image)
+
+    def on_default_image(request: pytest.FixtureRequest, _vm_default_image: Any) -> Iterator[Any]:
+        """Virtual machines made by a factory of pytest-vmfest."""
+        yield from machines(request, _vm_default_image)
+
+    return pytest.fixture(scope=scope, name=name)(on_default_image)
+
+
+def _one_image(request: pytest.FixtureRequest, vm: VmRequest, default_image: Any) -> Any:
+    """The parameter, else what the factory or a marker around the scope says, else the default."""
+    if hasattr(request, "param"):
+        return request.param
+    if len(vm.images) > 1:
+        raise ConfigurationError(
+            f"fixture {request.fixturename!r}: a marker gives several images",
+            hint="name them in the factory: a fixture of a wide scope cannot follow its tests' markers",
+        )
+    return vm.images[0] if vm.images else default_image

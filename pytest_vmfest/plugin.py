@@ -1,0 +1,161 @@
+"""The pytest plugin: options, hooks, and the fixtures by name. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vmfest import report
+from pytest_vmfest.config import OPTIONS, load_settings, store_home
+from pytest_vmfest.errors import ConfigurationError, VmfestError
+from pytest_vmfest.fixtures import RUN, _vm_default_image, vm_group, vm_image, vm_instance, vm_server
+from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
+from pytest_vmfest.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from _pytest.terminal import TerminalReporter
+
+__all__ = ["_vm_default_image", "vm_group", "vm_image", "vm_instance", "vm_server"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Derive command line and ini keys from the declared options."""
+    group = parser.getgroup("vmfest", "disposable virtual machines (pytest-vmfest)")
+    for option in OPTIONS:
+        names = f"{option.help} [ini: {option.ini}, environment: {option.variable}]"
+        how: dict[str, Any] = {"action": "store_true"} if option.is_flag else {"metavar": option.metavar}
+        if option.repeatable:
+            how["action"] = "append"
+        group.addoption(option.flag, dest=option.ini, default=None, help=names.replace("%", "%%"), **how)
+        kind: Any = "args" if option.repeatable else "bool" if option.is_flag else "string"
+        parser.addini(option.ini, f"{option.help} [see {option.flag}]", type=kind, default=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the settings once, and make the run that all fixtures share."""
+    config.addinivalue_line("markers", MARKER_HELP)
+    try:
+        settings = load_settings(command_line=config.getoption, ini=config.getini)
+    except ConfigurationError as error:
+        raise pytest.UsageError(f"vmfest: {error}") from None
+    config.stash[RUN] = Run.from_environment(settings, report.Teller(config))
+    _exit_on_sigterm()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let go of the hypervisors."""
+    if run := config.stash.get(RUN, None):
+        run.close()
+
+
+def _exit_on_sigterm() -> None:
+    """Make SIGTERM end the session in order: pytest itself would die without any teardown."""
+
+    def leave(number: int, frame: object) -> None:
+        pytest.exit("ended by SIGTERM", returncode=128 + number)
+
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, leave)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what was configured; what it comes to is told once tests are known that need it."""
+    settings = config.stash[RUN].settings
+    return (
+        f"vmfest: driver {settings.driver}, image {', '.join(settings.image)}, "
+        f"accel {settings.accel}, store {store_home()}"
+    )
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """Say which driver, version and accelerator the collected tests will run on, if any needs one."""
+    if config.option.collectonly or not any(_uses_machines(item) for item in items):
+        return None
+    try:
+        return f"vmfest: {config.stash[RUN].server().driver.describe()}"
+    except VmfestError as error:
+        return f"vmfest: {error.message}"
+
+
+def _uses_machines(item: pytest.Item) -> bool:
+    return "vm_image" in _fixtures(item) or "vm_server" in _fixtures(item)
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Check the test's marker, and run the test on each of its images."""
+    settings = metafunc.config.stash[RUN].settings
+    try:
+        request = marked_request(metafunc.definition, settings)
+    except ConfigurationError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    if "vm_group" in metafunc.fixturenames and request.nodes is None:
+        raise pytest.Collector.CollectError(
+            f"{metafunc.definition.nodeid}: vm_group is used, but the vm marker does not say how many nodes\n"
+            "  say @pytest.mark.vm(nodes=2), or by role: nodes={'db': 1, 'web': 2}"
+        )
+    if "vm_image" in metafunc.fixturenames:
+        parametrize_images(metafunc, "vm_image", request.images or settings.image)
+    if "_vm_default_image" in metafunc.fixturenames:
+        parametrize_images(metafunc, "_vm_default_image", settings.image)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Make machines of a wider scope pristine again, where their fixture asks for it."""
+    for holding in item.config.stash[RUN].holdings_of(_fixtures(item)):
+        if holding.reset is not None:
+            holding.reset()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whose test failed; show trouble of the infrastructure without our own frames."""
+    made = yield
+    if made.failed:
+        for holding in item.config.stash[RUN].holdings_of(_fixtures(item)):
+            holding.failed = True
+    if (
+        call.when != "call"
+        and call.excinfo is not None
+        and isinstance(call.excinfo.value, VmfestError)
+        and not item.config.option.fulltrace
+    ):
+        made.longrepr = call.excinfo.getrepr(style="value")
+    return made
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
+    """Tell durations, and machines that are still there."""
+    run = config.stash[RUN]
+    report.show_durations(run, terminalreporter)
+    report.show_kept(run, terminalreporter)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In an xdist worker: send the controller what it is to tell."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[report.WORKER_KEY] = report.to_worker_output(session.config.stash[RUN])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """In the xdist controller: take over what a worker sent."""
+    data = getattr(node, "workeroutput", {}).get(report.WORKER_KEY)
+    if data is not None:
+        report.from_worker_output(node.config.stash[RUN], data)

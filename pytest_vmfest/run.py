@@ -1,0 +1,171 @@
+"""One pytest invocation's machines: what is held for which fixture, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_vmfest.config import Settings
+    from pytest_vmfest.group import NodeGroup
+    from pytest_vmfest.node import Node
+    from pytest_vmfest.progress import Progress
+    from pytest_vmfest.server import Server
+    from pytest_vmfest.specs import ImageModel, VmRequest
+
+# The snapshot that `reset=True` goes back to.
+PRISTINE = "vmfest-pristine"
+
+
+@dataclass
+class Holding:
+    """The machines behind one fixture value."""
+
+    fixture: str
+    nodes: Mapping[str, Node]
+    reset: Callable[[], object] | None = None
+    failed: bool = False
+    """Whether a test that used them failed."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds that a machine's phase took for a test; plain data, so that workers can send it."""
+
+    test: str
+    node: str
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A machine that outlives the run; plain data, so that workers can send it."""
+
+    test: str
+    machine: str
+    ssh_command: str
+
+
+@dataclass
+class Run:
+    """Everything that the plugin remembers of one pytest process.
+
+    ``id`` is the same in all xdist workers of a run, ``worker`` tells them apart.
+    """
+
+    settings: Settings
+    id: str
+    worker: str
+    progress: Progress
+    holdings: list[Holding] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    _servers: dict[str, Server] = field(default_factory=dict)
+
+    @classmethod
+    def from_environment(cls, settings: Settings, progress: Progress) -> Run:
+        """A run whose id and worker name come from xdist, if this is one of its workers."""
+        return cls(
+            settings,
+            id=os.environ.get("PYTEST_XDIST_TESTRUNUID", secrets.token_hex(16))[:12],
+            worker=os.environ.get("PYTEST_XDIST_WORKER", "main"),
+            progress=progress,
+        )
+
+    def server(self, driver: str | None = None) -> Server:
+        """The server for a driver's name, or for the configured one; made when it is first asked for."""
+        from pytest_vmfest.server import Server
+
+        name = driver or self.settings.driver
+        if name not in self._servers:
+            self._servers[name] = Server(
+                name,
+                accel=self.settings.accel,
+                boot_timeout_s=self.settings.boot_timeout,
+                progress=self.progress,
+            )
+        return self._servers[name]
+
+    def close(self) -> None:
+        """Close the servers."""
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+
+    def image(self, selector: Any, request: VmRequest, test: str) -> ImageModel:
+        """The model for a selector, fetched or built if need be."""
+        with self._timed(test, "-", "image"):
+            return self.server(request.driver).image(selector)
+
+    @contextmanager
+    def node(
+        self, request: VmRequest, model: ImageModel, *, fixture: str, test: str, reset: bool = False
+    ) -> Iterator[Node]:
+        """A fresh node, destroyed at the end unless it is to be kept."""
+        node = self.server(request.driver).launch_request(
+            request, model, tags=self._tags(), keep_failed=self._keep_failed
+        )
+        holding = Holding(fixture, {node.name: node})
+        with self._held(holding, test, node.destroy):
+            if reset:
+                node.snapshot(PRISTINE)
+                holding.reset = lambda: node.revert(PRISTINE)
+            yield node
+
+    @contextmanager
+    def group(
+        self, request: VmRequest, model: ImageModel, *, fixture: str, test: str, reset: bool = False
+    ) -> Iterator[NodeGroup]:
+        """A fresh group, destroyed at the end unless it is to be kept."""
+        group = self.server(request.driver).launch_group_request(
+            request, model, tags=self._tags(), keep_failed=self._keep_failed
+        )
+        holding = Holding(fixture, group)
+        with self._held(holding, test, group.destroy):
+            if reset:
+                group.each(lambda node: node.snapshot(PRISTINE))
+                holding.reset = lambda: group.each(lambda node: node.revert(PRISTINE))
+            yield group
+
+    def holdings_of(self, fixtures: list[str]) -> list[Holding]:
+        """The live holdings of the named fixtures."""
+        return [holding for holding in self.holdings if holding.fixture in fixtures]
+
+    @property
+    def _keep_failed(self) -> bool:
+        return self.settings.keep != "never"
+
+    def _tags(self) -> dict[str, str]:
+        return {"run": self.id, "worker": self.worker, "owner": "pytest"}
+
+    @contextmanager
+    def _held(self, holding: Holding, test: str, destroy: Callable[[], object]) -> Iterator[None]:
+        self.holdings.append(holding)
+        for node in holding.nodes.values():
+            self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
+        try:
+            yield
+        finally:
+            self.holdings.remove(holding)
+            if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
+                self.kept += [
+                    Kept(test, node.instance.name, node.ssh_command) for node in holding.nodes.values()
+                ]
+            else:
+                with self._timed(test, ",".join(holding.nodes), "teardown"):
+                    destroy()
+
+    @contextmanager
+    def _timed(self, test: str, node: str, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(test, node, phase, time.monotonic() - began))
