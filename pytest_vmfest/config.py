@@ -8,14 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import ConfigurationError
-from pytest_vmfest.specs import HARDWARE, NETWORK_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+def _option(
+    default: Any, help: str, *, choices: Callable[[], tuple[str, ...]] | None = None, metavar: str = ""
+) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+# Asked only when a value is to be checked: a run without machines does not load what it does not need.
+def _hardware_models() -> tuple[str, ...]:
+    from pytest_vmfest.specs import HARDWARE
+
+    return tuple(HARDWARE)
+
+
+def _network_modes() -> tuple[str, ...]:
+    from pytest_vmfest.specs import NETWORK_MODES
+
+    return NETWORK_MODES
 
 
 @dataclass(frozen=True)
@@ -35,26 +49,26 @@ class Settings:
     )
     hardware: str | None = _option(
         None,
-        f"hardware model: {', '.join(HARDWARE)} (default: what the image asks for, else micro)",
-        choices=tuple(HARDWARE),
+        "hardware model: micro, small, medium, large (default: what the image asks for, else micro)",
+        choices=_hardware_models,
         metavar="NAME",
     )
     network: str | None = _option(
         None,
-        f"network mode: {', '.join(NETWORK_MODES)} (default: what the image asks for, else local)",
-        choices=NETWORK_MODES,
+        "network mode: local, nat, internal, bridged (default: what the image asks for, else local)",
+        choices=_network_modes,
         metavar="MODE",
     )
     keep: str = _option(
         "never",
         "leave machines running after the run: never, failed (those of failed tests), always",
-        choices=("never", "failed", "always"),
+        choices=lambda: ("never", "failed", "always"),
         metavar="WHEN",
     )
     accel: str = _option(
         "auto",
         "QEMU's accelerator: auto (KVM if a probe guest proves that it works, else TCG), kvm, tcg",
-        choices=("auto", "kvm", "tcg"),
+        choices=lambda: ("auto", "kvm", "tcg"),
         metavar="NAME",
     )
     boot_timeout: float = _option(
@@ -70,7 +84,7 @@ class Option:
     name: str
     default: Any
     help: str
-    choices: tuple[str, ...]
+    choices: Callable[[], tuple[str, ...]] | None
     metavar: str
 
     @property
@@ -109,8 +123,8 @@ class Option:
             return self._parse_flag(value, where)
         if isinstance(self.default, float):
             return self._parse_seconds(value, where)
-        if self.choices and value not in self.choices:
-            raise self._refuse(value, where, f"one of {', '.join(self.choices)}")
+        if self.choices and value not in self.choices():
+            raise self._refuse(value, where, f"one of {', '.join(self.choices())}")
         return value
 
     def _parse_flag(self, value: Any, where: str) -> bool:

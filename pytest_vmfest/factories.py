@@ -9,14 +9,14 @@ import pytest
 from pytest_vmfest.errors import ConfigurationError
 from pytest_vmfest.fixtures import RUN
 from pytest_vmfest.markers import image_id, marked_request
-from pytest_vmfest.specs import VmRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from pytest_vmfest.run import Run
-    from pytest_vmfest.specs import ImageModel
+    from pytest_vmfest.server import Server
+    from pytest_vmfest.specs import ImageModel, VmRequest
 
 Scope = Literal["function", "class", "module", "package", "session"]
 _SCOPES = ("function", "class", "module", "package", "session")
@@ -77,6 +77,8 @@ def _fixture(
             f"{factory}: shared=True (one for all xdist workers) is not available in this version",
             hint="leave it out: each worker then has machines of its own",
         )
+    from pytest_vmfest.specs import VmRequest
+
     said = VmRequest.parse(arguments, where=factory)
 
     def machines(request: pytest.FixtureRequest, default_image: Any) -> Iterator[Any]:
@@ -93,7 +95,7 @@ def _fixture(
 
     if said.images:
 
-        def on_own_image(request: pytest.FixtureRequest) -> Iterator[Any]:
+        def on_own_image(request: pytest.FixtureRequest, vm_server: Server) -> Iterator[Any]:
             """Virtual machines made by a factory of pytest-vmfest."""
             yield from machines(request, None)
 

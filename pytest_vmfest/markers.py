@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import ConfigurationError
-from pytest_vmfest.specs import VmRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_vmfest.config import Settings
+    from pytest_vmfest.specs import VmRequest
 
 MARKER_HELP = (
     "vm(image=, hardware=, network=, nodes=, driver=, permanent=, min_ram_mib=, min_cores=, init_script=): "
@@ -30,6 +30,8 @@ def marked_request(node: pytest.Item | pytest.Collector, settings: Settings) -> 
 
     Raises `ConfigurationError` that names the test, the argument and what is allowed.
     """
+    from pytest_vmfest.specs import VmRequest
+
     request = VmRequest(hardware=settings.hardware, network=settings.network)  # type: ignore[arg-type]
     for marker in reversed(list(node.iter_markers("vm"))):
         where = f"@pytest.mark.vm on {node.nodeid or 'the session'}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vmfest import report
-from pytest_vmfest.config import OPTIONS, load_settings, store_home
+from pytest_vmfest.config import OPTIONS, load_settings
 from pytest_vmfest.errors import ConfigurationError, VmfestError
 from pytest_vmfest.fixtures import RUN, _vm_default_image, vm_group, vm_image, vm_instance, vm_server
 from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from _pytest.terminal import TerminalReporter
+
+# Whatever uses machines uses one of these, fixtures of the factories included.
+_OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
 __all__ = ["_vm_default_image", "vm_group", "vm_image", "vm_instance", "vm_server"]
 
@@ -69,33 +72,37 @@ def _exit_on_sigterm() -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what was configured; what it comes to is told once tests are known that need it."""
     settings = config.stash[RUN].settings
-    return (
-        f"vmfest: driver {settings.driver}, image {', '.join(settings.image)}, "
-        f"accel {settings.accel}, store {store_home()}"
-    )
+    return f"vmfest: driver {settings.driver}, accel {settings.accel}, image {', '.join(settings.image)}"
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """Say which driver, version and accelerator the collected tests will run on, if any needs one."""
-    if config.option.collectonly or not any(_uses_machines(item) for item in items):
+    if (
+        config.option.collectonly
+        or config.option.setupplan
+        or not any(_uses_machines(item) for item in items)
+    ):
         return None
     try:
-        return f"vmfest: {config.stash[RUN].server().driver.describe()}"
+        server = config.stash[RUN].server()
+        return f"vmfest: {server.driver.describe()}, store {server.home}"
     except VmfestError as error:
         return f"vmfest: {error.message}"
 
 
-def _uses_machines(item: pytest.Item) -> bool:
-    return "vm_image" in _fixtures(item) or "vm_server" in _fixtures(item)
+def _uses_machines(test: pytest.Item | pytest.Metafunc) -> bool:
+    return not _OWN_FIXTURES.isdisjoint(_fixtures(test))
 
 
-def _fixtures(item: pytest.Item) -> list[str]:
-    return getattr(item, "fixturenames", [])
+def _fixtures(test: pytest.Item | pytest.Metafunc) -> list[str]:
+    return getattr(test, "fixturenames", [])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Check the test's marker, and run the test on each of its images."""
     settings = metafunc.config.stash[RUN].settings
+    if metafunc.definition.get_closest_marker("vm") is None and not _uses_machines(metafunc):
+        return
     try:
         request = marked_request(metafunc.definition, settings)
     except ConfigurationError as error:

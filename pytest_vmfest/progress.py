@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+# A step that only counts bytes is told again after this many seconds.
+_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,24 @@ Progress = Callable[[Step], None]
 
 def silent(step: Step) -> None:
     """A `Progress` that tells nobody."""
+
+
+class LineProgress:
+    """A `Progress` in lines of text: each new step at once, one that counts bytes every few seconds."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        """Give each line to ``write``, without a line end."""
+        self._write = write
+        self._last = ""
+        self._told = 0.0
+
+    def __call__(self, step: Step) -> None:
+        """Tell one step, if it is time to."""
+        now = time.monotonic()
+        text = f"{step.task}: {step.text}"
+        if text == self._last and now - self._told < _EVERY_S:
+            return
+        self._last, self._told = text, now
+        if step.total and step.done:
+            text += f" {step.done >> 20} of {step.total >> 20} MiB ({100 * step.done // step.total} %)"
+        self._write(text)

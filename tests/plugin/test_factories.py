@@ -1,0 +1,106 @@
+"""Fixtures with a scope of their own."""
+
+
+def test_one_machine_for_a_module(pytester, run_fake):
+    """A module-scoped instance is the same for all its tests, and another module gets another one."""
+    pytester.makeconftest(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="module", image="tiny")
+        """
+    )
+    body = """
+        def test_write(box):
+            assert not box.run("cat /root/mine").ok
+            box.write_text("/root/mine", "1")
+
+        def test_read(box):
+            assert box.read_text("/root/mine") == "1"
+    """
+    pytester.makepyfile(test_a=body, test_b=body)
+    run_fake().assert_outcomes(passed=4)
+
+
+def test_reset_makes_it_pristine_before_each_test(pytester, run_fake):
+    """With reset=True a test does not see what the test before it did; its node object keeps working."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_vmfest import instance_fixture, group_fixture
+        box = instance_fixture(scope="module", image="tiny", reset=True)
+        cluster = group_fixture(scope="session", nodes=2, reset=True)
+        seen = []
+
+        @pytest.mark.parametrize("turn", range(3))
+        def test_box(box, turn):
+            seen.append(box)
+            assert seen[0] is box
+            assert not box.run("cat /root/mine").ok
+            box.write_text("/root/mine", "1")
+
+        @pytest.mark.parametrize("turn", range(2))
+        def test_cluster(cluster, turn):
+            for node in cluster.values():
+                assert not node.run("cat /root/mine").ok
+                node.write_text("/root/mine", "1")
+        """
+    )
+    run_fake().assert_outcomes(passed=5)
+
+
+def test_shared_is_refused_with_the_reason(pytester, run_fake):
+    """`shared=True` is not ignored: the collection fails and says what to do."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import group_fixture
+        cluster = group_fixture(scope="session", nodes=2, shared=True)
+        """
+    )
+    result = run_fake()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*shared=True*is not available in this version*", "*leave it out*"])
+
+
+def test_wrong_arguments_are_refused_where_the_factory_is_called(pytester, run_fake):
+    """An unknown argument of a factory fails at collection, with the allowed ones."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="module", imagge="tiny")
+        """
+    )
+    result = run_fake()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*instance_fixture: unknown argument 'imagge'*", "*allowed: image, hardware,*"]
+    )
+
+
+def test_several_images_of_a_factory_are_parameters(pytester, run_fake):
+    """A factory's list of images runs its tests on each."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="session", image=["alpha", "beta"])
+
+        def test_it(box):
+            assert box.image.name in ("alpha", "beta")
+        """
+    )
+    result = run_fake("-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*test_it[[]alpha[]]*", "*test_it[[]beta[]]*"])
+
+
+def test_default_images_reach_factories_that_name_none(pytester, run_fake):
+    """`--vm-image` given twice runs a factory's tests on both."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="module")
+
+        def test_it(box):
+            assert box.image.name in ("alpha", "beta")
+        """
+    )
+    run_fake("--vm-image", "alpha", "--vm-image", "beta").assert_outcomes(passed=2)
