@@ -1,0 +1,119 @@
+"""A bootable disk image from a folder, made without root, loop devices or mounting.
+
+Layout: a BIOS partition table (MBR), GRUB in the gap behind it, and from 1 MiB on one ext4 partition that
+holds everything, the kernel too. GRUB's parts need no installation: ``boot.img`` expects its ``core.img`` from
+the second sector on, and `grub-mkimage` writes the core's length into it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import ImageBuildError
+from pytest_vmfest.images.recipes.tools import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECTOR = 512
+_MIB = 1024 * 1024
+_PARTITION_START = _MIB
+
+# What GRUB 2.06 can read; newer defaults of mke2fs (metadata_csum_seed, orphan_file) it cannot.
+_EXT4_FEATURES = "none,dir_index,extent,extra_isize,filetype,flex_bg,huge_file,large_file,sparse_super,uninit_bg"
+
+_GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux", "boot")
+
+
+def make_disk(disk: Path, root: Path, grub: Grub, *, size_mib: int, command_line: str, label: str) -> None:
+    """Write the raw, sparse image ``disk`` with the tree ``root`` in it, all of it owned by the guest's root.
+
+    ``root`` must hold ``boot/vmlinuz`` and ``boot/initrd.img``, which GRUB starts with ``command_line``.
+    """
+    core = grub.core(command_line)
+    boot = grub.boot_sector
+    gap = _PARTITION_START - _SECTOR
+    if len(core) > gap:
+        raise ImageBuildError(f"GRUB's core is {len(core)} bytes long, the gap for it {gap}")
+    with disk.open("wb") as file:
+        file.write(boot[:440].ljust(440, b"\0"))
+        file.write(_partition_table(size_mib))
+        file.write(core)
+        file.truncate(size_mib * _MIB)
+    make_file_system(disk, root, size_mib=size_mib - 1, label=label)
+    own_by_root(disk, root)
+
+
+def make_file_system(disk: Path, source: Path, *, size_mib: int, label: str) -> None:
+    """Make the ext4 file system at its place on ``disk``, filled from ``source`` (a folder)."""
+    run(
+        [
+            "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "1", "-L", label, "-O", _EXT4_FEATURES,
+            "-E", f"offset={_PARTITION_START},root_owner=0:0,lazy_itable_init=1,nodiscard",
+            "-d", source, disk, f"{size_mib * 1024}k",
+        ],
+        timeout_s=600,
+    )  # fmt: skip
+
+
+def own_by_root(disk: Path, root: Path) -> None:
+    """Give every file that was copied from ``root`` to the guest's root.
+
+    mke2fs copies owners too, and this build may be an ordinary user's.
+    """
+    if os.getuid() == 0 and os.getgid() == 0:
+        return
+    commands = "".join(
+        f'set_inode_field "/{name}" uid 0\nset_inode_field "/{name}" gid 0\n' for name in _tree(root)
+    )
+    run(["debugfs", "-w", "-f", "-", f"{disk}?offset={_PARTITION_START}"], timeout_s=120, stdin=commands)
+
+
+def _tree(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            yield str((Path(folder) / name).relative_to(root))
+
+
+def _partition_table(size_mib: int) -> bytes:
+    """A disk signature, one active Linux partition up to the end, and the boot signature: bytes 440 to 511."""
+    start = _PARTITION_START // _SECTOR
+    entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", start, size_mib * 2048 - start)
+    return b"vmft\0\0" + entry + b"\0" * 48 + b"\x55\xaa"
+
+
+class Grub:
+    """GRUB for BIOS, from a folder into which ``grub-pc-bin`` and ``grub-common`` were unpacked."""
+
+    def __init__(self, tools: Path) -> None:
+        """Use the files below ``tools``."""
+        self._tools = tools
+        self._modules = tools / "usr/lib/grub/i386-pc"
+
+    @property
+    def boot_sector(self) -> bytes:
+        """The code that the firmware starts; it loads the core."""
+        return (self._modules / "boot.img").read_bytes()
+
+    def core(self, command_line: str) -> bytes:
+        """GRUB itself, with what it is to do built in: no menu, no configuration file, no waiting."""
+        config = self._tools / "grub.cfg"
+        config.write_text(
+            "set root=(hd0,msdos1)\n"
+            f"linux /boot/vmlinuz {command_line}\n"
+            "initrd /boot/initrd.img\n"
+            "boot\n"
+        )
+        core = self._tools / "core.img"
+        run(
+            [
+                self._tools / "usr/bin/grub-mkimage", "-O", "i386-pc", "-d", self._modules, "-p", "/boot/grub",
+                "-c", config, "-o", core, *_GRUB_MODULES,
+            ],
+            timeout_s=60,
+            environment={"LD_LIBRARY_PATH": f"{self._tools}/usr/lib/x86_64-linux-gnu"},
+        )  # fmt: skip
+        return core.read_bytes()

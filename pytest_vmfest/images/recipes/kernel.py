@@ -1,0 +1,109 @@
+"""Taking a distribution's kernel package apart: the bare kernel, and modules with what they depend on."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import re
+import struct
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import ImageBuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    Unpacker = Callable[[str, bytes], bytes]
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x02\x21\x4c\x18": "lz4",
+}
+
+
+def compression(data: bytes) -> str | None:
+    """The name of the compression that ``data`` starts like: gzip, xz, zstd, lz4 (legacy frames) or None."""
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def decompress(data: bytes, unpacker: Unpacker) -> bytes:
+    """``data`` decompressed, or as it is. ``unpacker`` is called with what the standard library cannot do."""
+    kind = compression(data)
+    if kind is None:
+        return data
+    if kind == "xz":
+        # What follows the stream (the kernel's size field) is no error for the decompressor object.
+        return lzma.LZMADecompressor().decompress(data)
+    if kind == "gzip":
+        return gzip.decompress(data)
+    return unpacker(kind, data)
+
+
+def bare_kernel(bzimage: bytes, unpacker: Unpacker) -> bytes:
+    """The uncompressed ELF kernel inside a bzImage.
+
+    A hypervisor starts it without the decompression that emulation makes slow. Its place is in the header's
+    ``payload_offset`` and ``payload_length`` (Linux, Documentation/arch/x86/boot.rst).
+    """
+    if bzimage[0x202:0x206] != b"HdrS":
+        raise ImageBuildError("the kernel package's vmlinuz is no x86 bzImage")
+    setup_sectors = bzimage[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", bzimage, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    kernel = decompress(bzimage[start : start + length], unpacker)
+    if not kernel.startswith(b"\x7fELF"):
+        raise ImageBuildError("the kernel package's vmlinuz holds no ELF kernel that could be unpacked")
+    return kernel
+
+
+def module_name(path: str) -> str:
+    """The name that the kernel gives to the module in a file.
+
+    >>> module_name("kernel/drivers/virtio/virtio-rng.ko.xz")
+    'virtio_rng'
+    """
+    return PurePosixPath(path).name.split(".ko")[0].replace("-", "_")
+
+
+def read_modules(
+    wanted: Iterable[str], read: Callable[[frozenset[str]], Mapping[str, bytes]]
+) -> dict[str, bytes]:
+    """The modules ``wanted`` and all that they depend on, by name, each after what it needs itself.
+
+    ``read`` returns the (decompressed) modules of the given names, as far as they exist, empty for those that are
+    part of the kernel itself; it is called again for dependencies that were not asked for. Raises
+    `ImageBuildError` for a module that does not exist.
+    """
+    names = list(wanted)
+    known: dict[str, bytes] = {}
+    while missing := frozenset(in_order(names, known)) - known.keys():
+        found = read(missing)
+        if lost := missing - found.keys():
+            raise ImageBuildError(f"the kernel package has no module {', '.join(sorted(lost))}")
+        known.update(found)
+    return {name: known[name] for name in in_order(names, known) if known[name]}
+
+
+def in_order(names: Iterable[str], known: Mapping[str, bytes]) -> dict[str, None]:
+    """``names`` with their dependencies, as far as known, each after its own."""
+    ordered: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in ordered:
+            for needed in _depends(known.get(name, b"")):
+                visit(needed)
+            ordered[name] = None
+
+    for name in names:
+        visit(name)
+    return ordered
+
+
+def _depends(module: bytes) -> list[str]:
+    # The .modinfo section: "key=value" strings, each ended by a NUL.
+    match = re.search(rb"\0depends=([^\0]*)\0", module)
+    names = match[1].decode().split(",") if match else []
+    return [name.replace("-", "_") for name in names if name]

@@ -1,0 +1,78 @@
+"""Reading and unpacking Debian packages without installing them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tarfile
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import ImageBuildError
+from pytest_vmfest.images.recipes.tools import find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+# Folders that are links into /usr on a merged-/usr system; older packages still ship them as folders.
+_MERGED = ("bin", "sbin", "lib", "lib64")
+
+
+def merged(name: str) -> str:
+    """The place of a package's file on a system where /bin, /sbin and /lib are links into /usr.
+
+    >>> merged("./lib/x86_64-linux-gnu/libc.so.6")
+    'usr/lib/x86_64-linux-gnu/libc.so.6'
+    """
+    parts = PurePosixPath(name).parts
+    return str(PurePosixPath("usr", *parts) if parts and parts[0] in _MERGED else PurePosixPath(*parts))
+
+
+@contextlib.contextmanager
+def _contents(package: Path) -> Iterator[tarfile.TarFile]:
+    program = find_program("dpkg-deb")
+    if program is None:
+        raise ImageBuildError("dpkg-deb is not installed", hint="recipes need Debian or Ubuntu as host")
+    process = subprocess.Popen([program, "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            yield archive
+    except tarfile.TarError as error:
+        raise ImageBuildError(f"{package.name} cannot be read: {error}") from error
+    finally:
+        process.kill()
+        process.wait()
+
+
+def pick(package: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """The contents of the regular files whose merged path ``wanted`` is true of."""
+    found: dict[str, bytes] = {}
+    with _contents(package) as archive:
+        for member in archive:
+            name = merged(member.name)
+            if member.isfile() and wanted(name):
+                source = archive.extractfile(member)
+                assert source is not None
+                found[name] = source.read()
+    return found
+
+
+def unpack(packages: Iterable[Path], folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Write files and links of ``packages`` below ``folder``, at their merged paths, as this user's own."""
+    for package in packages:
+        with _contents(package) as archive:
+            for member in archive:
+                name = merged(member.name)
+                if not (member.isfile() or member.issym()) or not wanted(name):
+                    continue
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if member.issym():
+                    target.symlink_to(member.linkname)
+                    continue
+                source = archive.extractfile(member)
+                assert source is not None
+                target.write_bytes(source.read())
+                target.chmod(member.mode & 0o777)

@@ -1,0 +1,265 @@
+"""The smallest Linux that has OpenSSH, from the packages of this host's own distribution.
+
+Debian 12 and newer and Ubuntu 24.04 and newer can build it, as any user. The guest is busybox (its init, its
+shell, its tools), the distribution's stock kernel, and OpenSSH's server with the libraries that it needs. All
+is laid out for the shortest time from power-on to the first command, also where the CPU is emulated.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import ImageBuildError
+from pytest_vmfest.images.recipes.apt import PrivateApt
+from pytest_vmfest.images.recipes.cpio import Cpio
+from pytest_vmfest.images.recipes.disk import Grub, make_disk
+from pytest_vmfest.images.recipes.host import (
+    check_host,
+    check_programs,
+    distribution,
+    os_release,
+    require,
+    work_folder,
+)
+from pytest_vmfest.images.recipes.kernel import bare_kernel, decompress, in_order, module_name, read_modules
+from pytest_vmfest.images.recipes.packages import merged, pick, unpack
+from pytest_vmfest.images.recipes.tools import run
+from pytest_vmfest.progress import Step
+from pytest_vmfest.specs import DirectBoot, ImageModel, Login
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_vmfest.checks import Check
+    from pytest_vmfest.progress import Progress
+    from pytest_vmfest.specs import Identity
+
+_TASK = "image tiny"
+_DISK_MIB = 1024
+_GUEST = Path(__file__).parent / "guest/tiny"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+
+_KERNEL_PACKAGES = {"debian": "linux-image-amd64", "ubuntu": "linux-image-virtual"}
+_PACKAGES = ("busybox-static", "openssh-server", "grub-common", "grub-pc-bin", "zstd", "lz4")
+
+# Dependencies of these that the guest, or the use of their programs here, does without.
+_NOT_NEEDED = (
+    "adduser", "coreutils", "debconf", "debconf-2.0", "dmsetup", "dpkg", "gettext-base", "init-system-helpers",
+    "initramfs-tools", "kmod", "libpam-modules", "libpam-runtime", "linux-base", "linux-firmware",
+    "linux-initramfs-tool", "lsb-base", "openssh-client", "openssh-sftp-server", "passwd", "perl", "perl-base",
+    "procps", "runit-helper", "sensible-utils", "sysvinit-utils", "tar", "ucf", "udev", "wireless-regdb",
+)  # fmt: skip
+
+# Files of the packages that are used at all, at their merged paths.
+_WANTED = (
+    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/lib64/*", f"{_LIBRARIES}/*.so*",
+    "usr/bin/grub-mkimage", "usr/lib/grub/i386-pc/*", "usr/bin/zstd", "usr/bin/lz4",
+)  # fmt: skip
+
+# Modules by the moment when they are loaded (see guest/tiny/initrd-init): the disk's come first.
+_MODULES = {
+    "always": ("crc32c_generic", "ext4"),
+    "virtio": ("virtio_pci", "virtio_blk"),
+    "virtio_scsi": ("virtio_scsi", "sd_mod"),
+    "ahci": ("ahci", "sd_mod"),
+    "piix": ("ata_piix", "sd_mod"),
+    "late": ("af_packet", "virtio_net", "virtio_rng", "e1000", "button", "evdev", "vmgenid"),
+}
+
+# Kernel arguments: the second half saves time where a CPU is emulated.
+_COMMAND_LINE = (
+    "console=tty0 console=ttyS0 quiet net.ifnames=0 "
+    "nokaslr norandmaps mitigations=off no_timer_check tsc=reliable random.trust_cpu=on "
+    "cryptomgr.notests raid=noautodetect 8250.nr_uarts=1"
+)
+
+
+def check() -> list[Check]:
+    """The programs of the host that a build uses."""
+    packages = {
+        "apt-get": "apt",
+        "dpkg-deb": "dpkg",
+        "setpriv": "util-linux",
+        "mke2fs": "e2fsprogs",
+        "debugfs": "e2fsprogs",
+        "qemu-img": "qemu-utils",
+    }
+    return [check_host("tiny"), *check_programs("tiny", packages)]
+
+
+def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
+    """Make the image in ``folder``; see `Recipe`."""
+    require(check())
+    with work_folder(folder) as work:
+        apt = PrivateApt(work / "apt", _TASK, progress, without=_NOT_NEEDED)
+        apt.update()
+        debs = apt.download([_KERNEL_PACKAGES[distribution()], *_PACKAGES])
+        progress(Step(_TASK, "unpacking"))
+        tools = work / "packages"
+        kernel_debs = [deb for deb in debs if re.match(r"linux-(image|modules)-\d", deb.name)]
+        unpack((deb for deb in debs if deb not in kernel_debs), tools, _is_wanted)
+        kernel, modules = _kernel(kernel_debs, tools)
+        progress(Step(_TASK, "assembling the guest"))
+        root = work / "root"
+        _make_root(root, tools, identity)
+        _make_boot(root, folder, tools, kernel, modules)
+        progress(Step(_TASK, "writing the disk"))
+        raw = work / "disk.raw"
+        make_disk(raw, root, Grub(tools), size_mib=_DISK_MIB, command_line=_COMMAND_LINE, label="vmfest")
+        disk = folder / "disk.qcow2"
+        run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], timeout_s=120)
+    return ImageModel(
+        name="tiny",
+        disk=disk,
+        format="qcow2",
+        login=Login("root", private_key=identity.private_key, host_key=identity.host_public_key),
+        os_family="linux",
+        os_version=os_release().get("VERSION_ID"),
+        os_type="Linux26_64",
+        description=f"busybox and OpenSSH from {os_release().get('PRETTY_NAME', 'this host')}",
+        hardware="micro",
+        direct_boot=DirectBoot(folder / "vmlinux", folder / "initrd.img", _COMMAND_LINE),
+    )
+
+
+def _is_wanted(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _WANTED)
+
+
+def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The bzImage, and all modules that the guest may load, in an order in which that works."""
+    images: list[bytes] = []
+    builtin: set[str] = set()
+
+    def read(names: frozenset[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+
+        def wanted(path: str) -> bool:
+            return (
+                (not images and path.startswith("boot/vmlinuz-"))
+                or path.endswith("/modules.builtin")
+                or (path.startswith("usr/lib/modules/") and ".ko" in path and module_name(path) in names)
+            )
+
+        for deb in debs:
+            for path, content in pick(deb, wanted).items():
+                if path.startswith("boot/"):
+                    images.append(content)
+                elif path.endswith("/modules.builtin"):
+                    builtin.update(module_name(line) for line in content.decode().splitlines())
+                else:
+                    found[module_name(path)] = decompress(content, lambda *data: _unpack(tools, *data))
+        return found | dict.fromkeys(names & builtin, b"")
+
+    modules = read_modules([name for names in _MODULES.values() for name in names], read)
+    return images[0], modules
+
+
+def _unpack(tools: Path, program: str, data: bytes) -> bytes:
+    """``data`` decompressed by zstd or lz4 from the unpacked packages."""
+    packed, plain = tools / "packed", tools / "plain"
+    packed.write_bytes(data)
+    environment = {"LD_LIBRARY_PATH": str(tools / _LIBRARIES)}
+    run(
+        [tools / "usr/bin" / program, "-q", "-f", "-d", packed, "-o" if program == "zstd" else plain]
+        + ([plain] if program == "zstd" else []),
+        timeout_s=60,
+        environment=environment,
+    )
+    return plain.read_bytes()
+
+
+def _make_root(root: Path, tools: Path, identity: Identity) -> None:
+    """The guest's root file system, without kernel and modules."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for name in ("boot", "dev", "etc", "home/user", "mnt", "proc", "root/.ssh", "run", "sys", "tmp", "var/log"):
+        (root / name).mkdir(parents=True)
+    for name in ("etc", "usr"):
+        shutil.copytree(_GUEST / name, root / name, dirs_exist_ok=True)
+    _add_busybox(root, tools)
+    for program in (tools / "usr/sbin/sshd", *tools.glob("usr/lib/openssh/sshd-*")):
+        _add_program(root, tools, program)
+    (root / "etc/hostname").write_text("tiny\n")
+    shutil.copyfile("/etc/os-release", root / "etc/os-release")
+    _write(root / "etc/ssh/ssh_host_ed25519_key", identity.host_private_key, 0o600)
+    _write(root / "etc/ssh/ssh_host_ed25519_key.pub", identity.host_public_key, 0o644)
+    _write(root / "root/.ssh/authorized_keys", identity.authorized_key, 0o600)
+    (root / "etc/shadow").chmod(0o600)
+    for name in ("root", "root/.ssh"):
+        (root / name).chmod(0o700)
+    (root / "tmp").chmod(0o1777)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.write_text(text.rstrip("\n") + "\n")
+    path.chmod(mode)
+
+
+def _add_busybox(root: Path, tools: Path) -> None:
+    busybox = tools / "usr/bin/busybox"
+    shutil.copy(busybox, root / "usr/bin/busybox")
+    for path in run([busybox, "--list-full"], timeout_s=20).split():
+        place = root / merged(path)
+        if not place.exists() and place.parent.is_dir():
+            place.symlink_to("/usr/bin/busybox")
+
+
+def _add_program(root: Path, tools: Path, program: Path) -> None:
+    """Copy a program and the libraries that it is linked with, as the guest's own loader finds them."""
+    loader = tools / _LIBRARIES / "ld-linux-x86-64.so.2"
+    place = root / program.relative_to(tools)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(program, place)
+    listing = run(
+        [loader, "--inhibit-cache", "--library-path", tools / _LIBRARIES, "--list", program], timeout_s=20
+    )
+    if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
+        raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")
+    for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listing, re.MULTILINE):
+        target = root / _LIBRARIES / Path(name).name
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            shutil.copy(path, target)
+    link = root / "usr/lib64/ld-linux-x86-64.so.2"
+    if not link.exists():
+        shutil.copy(loader, root / _LIBRARIES / loader.name)
+        link.symlink_to(f"../lib/x86_64-linux-gnu/{loader.name}")
+
+
+def _make_boot(root: Path, folder: Path, tools: Path, kernel: bytes, modules: dict[str, bytes]) -> None:
+    """Kernel and initial RAM disk, once for the boot loader and once for direct boot; modules loaded later."""
+    late = root / "usr/lib/modules/vmfest"
+    late.mkdir(parents=True)
+    early = _order(modules, [name for phase in _MODULES if phase != "late" for name in _MODULES[phase]])
+    initrd = Cpio()
+    initrd.folders("bin", "dev", "modules", "proc", "root", "sys")
+    initrd.device("dev/console", 5, 1)
+    initrd.file("bin/busybox", (tools / "usr/bin/busybox").read_bytes(), 0o755)
+    for name in ("mount", "sh", "switch_root"):
+        initrd.link(f"bin/{name}", "busybox")
+    initrd.file("init", (_GUEST / "initrd-init").read_bytes(), 0o755)
+    for phase, names in _MODULES.items():
+        order = _order(modules, names)
+        text = "".join(f"{name}\n" for name in order)
+        if phase == "late":
+            (late / "late").write_text(text)
+        else:
+            initrd.file(f"modules/{phase}", text.encode())
+    for name in early:
+        initrd.file(f"modules/{name}.ko", modules[name])
+    for name in modules:
+        (late / f"{name}.ko").write_bytes(modules[name])
+    (root / "boot/vmlinuz").write_bytes(kernel)
+    (folder / "vmlinux").write_bytes(bare_kernel(kernel, lambda *data: _unpack(tools, *data)))
+    for place in (root / "boot/initrd.img", folder / "initrd.img"):
+        place.write_bytes(initrd.finish())
+
+
+def _order(modules: dict[str, bytes], names: Iterable[str]) -> dict[str, None]:
+    return {name: None for name in in_order(names, modules) if name in modules}
