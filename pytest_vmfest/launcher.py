@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, VmfestError
+from pytest_vmfest.progress import silent
 from pytest_vmfest.startup import GivenUpError, Startup
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
+    from pytest_vmfest.progress import Progress
     from pytest_vmfest.startup import Plan
 
 
@@ -22,14 +24,17 @@ class Launcher:
     """Starts and destroys nodes on one driver.
 
     ``boot_timeout_s`` is each node's budget from its machine's creation to its first command. With
-    ``keep_failed`` a machine that failed to start is left as it is.
+    ``keep_failed`` a machine that failed to start is left as it is. ``progress`` is told each node's stages.
     """
 
-    def __init__(self, driver: Driver, *, boot_timeout_s: float, keep_failed: bool = False) -> None:
+    def __init__(
+        self, driver: Driver, *, boot_timeout_s: float, keep_failed: bool = False, progress: Progress = silent
+    ) -> None:
         """Remember driver and limits."""
         self._driver = driver
         self._boot_timeout_s = boot_timeout_s
         self._keep_failed = keep_failed
+        self._progress = progress
 
     def launch(self, plans: Sequence[Plan]) -> list[Node]:
         """Start all, in parallel; when one fails, the others are given up and nothing is left.
@@ -44,7 +49,13 @@ class Launcher:
                 raise GivenUpError
 
         startups = [
-            Startup(self._driver, plan, timeout_s=self._boot_timeout_s, keep=self._keep_failed)
+            Startup(
+                self._driver,
+                plan,
+                timeout_s=self._boot_timeout_s,
+                keep=self._keep_failed,
+                progress=self._progress,
+            )
             for plan in plans
         ]
         if len(plans) == 1:

@@ -217,11 +217,16 @@ class Server:
         name: str = "vm",
         tags: Mapping[str, str],
         keep_failed: bool = False,
+        machine: str | None = None,
+        progress: Progress = silent,
     ) -> Node:
-        """`launch` for a validated request."""
-        spec = self._spec(_machine_name(name), model, request, tags=tags)
+        """`launch` for a validated request.
+
+        ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages.
+        """
+        spec = self._spec(machine or _machine_name(name), model, request, tags=tags)
         plan = Plan(spec, Introduction(check_label(name, "node name")), name, _script(request.init_script))
-        return self._launcher(keep_failed).launch([plan])[0]
+        return self._launcher(keep_failed, progress).launch([plan])[0]
 
     def launch_group_request(
         self, request: VmRequest, model: ImageModel, *, tags: Mapping[str, str], keep_failed: bool = False
@@ -258,8 +263,10 @@ class Server:
 
         return NodeGroup(launched, destroy)
 
-    def _launcher(self, keep_failed: bool) -> Launcher:
-        return Launcher(self.driver, boot_timeout_s=self.boot_timeout_s, keep_failed=keep_failed)
+    def _launcher(self, keep_failed: bool, progress: Progress = silent) -> Launcher:
+        return Launcher(
+            self.driver, boot_timeout_s=self.boot_timeout_s, keep_failed=keep_failed, progress=progress
+        )
 
     def _spec(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_vmfest.errors import CommandError, StartError, VmfestError
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.node import Node
+from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -17,7 +18,21 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.guest import Introduction
+    from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import MachineSpec
+
+
+# What each stage is called while it lasts.
+_STAGES = {
+    "created": "creating it",
+    "running": "powering on",
+    "address": "waiting for its address",
+    "port": "waiting for its SSH port",
+    "banner": "booting, waiting for its SSH server",
+    "login": "logging in",
+    "network": "setting up its name and network",
+    "init_script": "running the init script",
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,18 @@ class GivenUpError(Exception):
 class Startup:
     """Carries out one plan, knowing at any time which stage it is in."""
 
-    def __init__(self, driver: Driver, plan: Plan, *, timeout_s: float, keep: bool) -> None:
-        """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine."""
+    def __init__(
+        self, driver: Driver, plan: Plan, *, timeout_s: float, keep: bool, progress: Progress = silent
+    ) -> None:
+        """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine.
+
+        ``progress`` is told each stage.
+        """
         self._driver = driver
         self._plan = plan
         self._timeout_s = timeout_s
         self._keep = keep
+        self._progress = progress
         self._stage = "created"
         self._login_began: float | None = None
         self._timings: dict[str, float] = {}
@@ -79,12 +100,13 @@ class Startup:
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
+        self._progress(Step(f"machine {self.instance.name}", _STAGES.get(stage, stage)))
         if stage == "login" and self._login_began is None:
             self._login_began = time.monotonic()
 
     @contextmanager
     def _phase(self, name: str, stage: str) -> Iterator[None]:
-        self._stage = stage
+        self._enter(stage)
         began = time.monotonic()
         yield
         ended = time.monotonic()
