@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import CommandError, CommandTimeoutError, ConnectionLostError, WaitTimeoutError
 from pytest_vmfest.link import Link
+from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
 from pytest_vmfest.shell import command_text, compose
 from pytest_vmfest.waiting import Deadline, wait_for
@@ -95,16 +96,7 @@ class Node:
     @property
     def ssh_command(self) -> str:
         """A command to paste into a terminal of this host; it verifies the host key when that is known."""
-        endpoint, login = self.instance.endpoint(), self.image.login
-        words = ["ssh", "-p", str(endpoint.port), "-o", "UserKnownHostsFile=/dev/null"]
-        if login.host_key:
-            known = f"[{endpoint.host}]:{endpoint.port} {login.host_key}"
-            words += ["-o", "StrictHostKeyChecking=yes", "-o", f"KnownHostsCommand=/bin/echo {known}"]
-        else:
-            words += ["-o", "StrictHostKeyChecking=no"]
-        if login.private_key:
-            words += ["-o", "IdentitiesOnly=yes", "-i", str(login.private_key)]
-        return shlex.join([*words, f"{login.username}@{endpoint.host}"])
+        return shlex.join(ssh_words(self.instance.endpoint(), self.image.login))
 
     # --- commands ----------------------------------------------------------------------------------
 
