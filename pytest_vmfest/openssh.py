@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 def ssh_words(endpoint: Endpoint, login: Login) -> list[str]:
     """The words of an ``ssh`` command into the guest at ``endpoint``; a remote command may be added.
 
-    The host key is verified when it is known (``KnownHostsCommand`` came with OpenSSH 8.5). The user's own
-    configuration is left out: a connection that it shares (``ControlMaster``) would lead into the machine that
-    had this port before.
+    The host key is verified when it is known (``KnownHostsCommand`` came with OpenSSH 8.5). The user's
+    own configuration is left out: a connection that it shares (``ControlMaster``) would lead into the machine
+    that had this port before.
     """
     words = ["ssh", "-F", "none", "-p", str(endpoint.port), "-o", "UserKnownHostsFile=/dev/null"]
     words += ["-o", "LogLevel=ERROR"]
