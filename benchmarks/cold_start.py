@@ -65,7 +65,8 @@ def bare(image: ImageModel, memory_mib: int) -> float:
         )
         qemu = subprocess.Popen(
             ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35",
-             "-m", str(memory_mib), "-cpu", "Nehalem", "-kernel", image.direct_boot.kernel, "-initrd", str(image.direct_boot.initrd),
+             "-m", str(memory_mib), "-cpu", "Nehalem",
+             "-kernel", image.direct_boot.kernel, "-initrd", str(image.direct_boot.initrd),
              "-append", image.direct_boot.command_line, "-drive", f"if=virtio,file={overlay},cache=unsafe",
              "-device", "virtio-rng-pci", "-serial", f"file:{folder}/console",
              "-nic", "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:0-:22"],
