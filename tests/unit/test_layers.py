@@ -10,7 +10,9 @@ import pytest
 import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
-WORDS = {*"errors specs config waiting remote progress keyboard checks shell guest openssh".split()}
+WORDS = {"errors", "specs", "config", "waiting", "remote", "progress", "keyboard"} | {
+    "checks", "shell", "guest", "openssh",
+}  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "link"}
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
