@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_vmfest.cli.doctor import doctor
-from pytest_vmfest.cli.image import image
-from pytest_vmfest.cli.instance import instance
+from pytest_vmfest.cli import doctor, image, instance, up
 from pytest_vmfest.cli.setup import examples
-from pytest_vmfest.cli.up import up
 from pytest_vmfest.errors import ConfigurationError, VmfestError
 
 if TYPE_CHECKING:
@@ -77,5 +74,5 @@ def main() -> None:
     """
 
 
-for _command in (doctor, image, instance, up):
+for _command in (doctor.doctor, image.image, instance.instance, up.up):
     main.add_command(_command)
