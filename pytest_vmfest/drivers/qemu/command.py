@@ -1,0 +1,154 @@
+"""QEMU's command line for a machine: a pure function of its spec.
+
+All paths in the machine's folder are relative, as QEMU is started there: the path of a Unix socket ends at
+107 characters, and the store's may be longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pytest_vmfest.drivers.qemu import record
+from pytest_vmfest.drivers.qemu.accel import KVM_CPU
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_vmfest.specs import MachineSpec
+
+DISK_NODE = "disk"
+"""The name of the disk among QEMU's block nodes."""
+
+NAT_ID = "net0"
+"""The id of the user-mode network on slot 0."""
+
+# Nehalem boots about a quarter faster under emulation than the richer models, whose features cost
+# translation. 64-bit distributions that ask for x86-64-v2 run on it.
+_TCG_CPU = "Nehalem"
+# Translated code: enough that a booted Linux is not translated twice, far from the default's GiB.
+_TRANSLATION_BUFFER_MIB = 128
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The descriptors that QEMU inherits: its monitor's, and one per private network in the spec's order."""
+
+    monitor: int
+    nics: tuple[int, ...] = ()
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All of them."""
+        return (self.monitor, *self.nics)
+
+
+def command_line(
+    spec: MachineSpec,
+    *,
+    program: str,
+    accel: Literal["kvm", "tcg"],
+    wiring: Wiring,
+    firmware: Path | None = None,
+    load: str | None = None,
+    halted: bool = False,
+) -> list[str]:
+    """The arguments that start the machine, the program first.
+
+    ``firmware`` is OVMF's code for a machine with EFI; ``load`` a snapshot with memory to go on from;
+    ``halted`` leaves the virtual CPU halted.
+    """
+    return [
+        program,
+        *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "none"),
+        *_processor(spec, accel),
+        *_boot(spec, firmware),
+        *_disk(),
+        *_nat(spec),
+        *_private_networks(spec, wiring),
+        *("-vga", "std", "-device", "virtio-rng-pci", "-rtc", "base=utc"),
+        *("-chardev", f"file,id=console,path={record.CONSOLE},append=on", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=owner,fd={wiring.monitor}", "-mon", "chardev=owner,mode=control"),
+        *("-chardev", f"socket,id=control,path={record.CONTROL},server=on,wait=off"),
+        *("-mon", "chardev=control,mode=control"),
+        *("-pidfile", record.PID_FILE),
+        *(("-loadvm", load) if load else ()),
+        *(("-S",) if halted else ()),
+    ]
+
+
+def mac_address(name: str) -> str:
+    """The MAC of slot 0, another one for each machine: QEMU's prefix and a digest of the name."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+
+
+def _processor(spec: MachineSpec, accel: str) -> list[str]:
+    if accel == "kvm":
+        chosen = ["-accel", "kvm", "-cpu", KVM_CPU]
+    else:
+        chosen = [
+            *("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_BUFFER_MIB}"),
+            *("-cpu", _TCG_CPU),
+        ]
+    hardware = spec.hardware
+    return [
+        # Controllers that no machine of ours uses; firmware and kernel would spend time on them.
+        *("-machine", "q35,sata=off,smbus=off,vmport=off"),
+        *chosen,
+        *("-m", f"{hardware.memory_mib}M", "-smp", str(hardware.cpus)),
+    ]
+
+
+def _boot(spec: MachineSpec, firmware: Path | None) -> list[str]:
+    arguments = []
+    if firmware is not None:
+        code = {"driver": "file", "filename": str(firmware), "node-name": "efi-code", "read-only": True}
+        variables = {"driver": "file", "filename": record.EFI_VARIABLES, "node-name": "efi-variables"}
+        arguments += ["-blockdev", json.dumps(code), "-blockdev", json.dumps(variables)]
+        arguments += ["-machine", "pflash0=efi-code,pflash1=efi-variables"]
+    boot = spec.image.direct_boot
+    if boot is not None:
+        arguments += ["-kernel", str(boot.kernel), "-append", boot.command_line]
+        arguments += ["-initrd", str(boot.initrd)] if boot.initrd else []
+    return arguments
+
+
+def _disk() -> list[str]:
+    # no-flush: the disk is thrown away, so nothing of it has to survive the host's power.
+    cache = {"no-flush": True, "direct": False}
+    node = {
+        "driver": "qcow2",
+        "node-name": DISK_NODE,
+        "discard": "unmap",
+        "cache": cache,
+        "file": {"driver": "file", "filename": record.DISK, "discard": "unmap", "cache": cache},
+    }
+    return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=1"]
+
+
+def _nat(spec: MachineSpec) -> list[str]:
+    # Port 0: QEMU takes a free one, and tells which. IPv6 leads nowhere here, and guests would wait for it.
+    options = [f"user,id={NAT_ID},ipv6=off,hostname={spec.name}", "hostfwd=tcp:127.0.0.1:0-:22"]
+    if spec.network == "internal":
+        # Reached from this host by SSH, but with no way out.
+        options.append("restrict=on")
+    return [
+        *("-netdev", ",".join(options)),
+        *("-device", _network_card(NAT_ID, mac_address(spec.name))),
+    ]
+
+
+def _private_networks(spec: MachineSpec, wiring: Wiring) -> list[str]:
+    arguments = []
+    for slot, (nic, fd) in enumerate(zip(spec.nics, wiring.nics, strict=True), start=1):
+        arguments += ["-netdev", f"stream,id=net{slot},server=off,addr.type=fd,addr.str={fd}"]
+        arguments += ["-device", _network_card(f"net{slot}", nic.mac)]
+    return arguments
+
+
+def _network_card(network: str, mac: str) -> str:
+    # No romfile: it would only serve to boot from the network.
+    return f"virtio-net-pci,netdev={network},mac={mac},romfile="

@@ -1,0 +1,424 @@
+"""The QEMU driver: a machine is a folder, run by a QEMU process of its own, without root."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.qemu import diagnosis, host, nat, record, snapshots
+from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
+from pytest_vmfest.drivers.qemu.disks import Disks
+from pytest_vmfest.drivers.qemu.networks import Networks
+from pytest_vmfest.drivers.qemu.process import running_in
+from pytest_vmfest.drivers.qemu.record import Record, Store
+from pytest_vmfest.drivers.qemu.runner import Launch, Runner
+from pytest_vmfest.drivers.qemu.snapshots import Mode, Snapshot
+from pytest_vmfest.errors import (
+    DestroyError,
+    DriverError,
+    MachineNotFoundError,
+    MachineStateError,
+    NotSupportedError,
+    WaitTimeoutError,
+)
+from pytest_vmfest.specs import Endpoint
+from pytest_vmfest.waiting import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pytest_vmfest.checks import Check
+    from pytest_vmfest.drivers.qemu.monitor import Monitor
+    from pytest_vmfest.keyboard import Stroke
+    from pytest_vmfest.specs import ImageModel, MachineSpec
+
+_ON = (MachineState.RUNNING, MachineState.PAUSED)
+
+# A guest whose power button is not watched yet misses the press.
+_PRESS_AGAIN_S = 5.0
+# The shortest hold that guests see reliably under emulation.
+_KEY_HOLD_MS = 10
+_DELETE_TIMEOUT_S = 60.0
+_DESTROY_TIMEOUT_S = 10.0
+
+
+class QemuDriver(Driver):
+    """Machines run by QEMU. They may be operated from any process that has the same store."""
+
+    name = "qemu"
+
+    def __init__(self, settings: DriverSettings) -> None:
+        """Remember the settings. Touches neither disk nor QEMU."""
+        super().__init__(settings)
+        self._cache = settings.home / "cache"
+        self._store = Store(settings.home)
+        self._networks = Networks(settings.home)
+        self._runner = Runner(self._store, self._networks)
+        self._programs: host.Programs | None = None
+        self._accel: Accel | None = None
+
+    # --- the driver itself -------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Find QEMU and choose the accelerator; `DriverUnavailableError` says what to install."""
+        if self._programs is None:
+            programs = host.find_programs()
+            self._accel = choose_accel(self.settings.accel, programs.system, self._cache)
+            self._programs = programs
+
+    def close(self) -> None:
+        """Let go of all monitors. Machines are left as they are."""
+        self._runner.close()
+
+    def describe(self) -> str:
+        """``QEMU 7.2.22 (tcg: no KVM: …)``, or what is wrong with it."""
+        return diagnosis.describe(self.settings, self._programs, self._accel)
+
+    def check(self) -> list[Check]:
+        """Programs, version, accelerator and firmware."""
+        return diagnosis.check(self.settings, self._cache)
+
+    # --- private networks --------------------------------------------------------------------------
+
+    def create_network(self, name: str) -> None:
+        """Create a private network: a switch process that machines connect to."""
+        self._networks.create(name)
+
+    def remove_network(self, name: str) -> None:
+        """Remove a private network; one that is not there is fine."""
+        self._networks.remove(name)
+
+    # --- machines ----------------------------------------------------------------------------------
+
+    def create(self, spec: MachineSpec) -> None:
+        """Create a powered-off machine on an overlay. On failure nothing is left of it."""
+        _check_supported(spec)
+        firmware = host.find_efi_firmware() if spec.image.firmware == "efi" else None
+        disks = self._disks()
+        folder = self._store.add(Record(spec))
+        try:
+            disks.create_overlay(spec.image, folder / record.DISK)
+            if firmware is not None:
+                with record.writing_to(folder):
+                    shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
+        except BaseException:
+            self._store.remove(spec.name)
+            raise
+
+    def start(self, name: str, deadline: Deadline) -> None:
+        """Power on, or go on from the saved state; returns when the virtual CPU runs."""
+        machine, state = self._look(name)
+        if state is MachineState.PAUSED:
+            self.resume(name)
+        elif state is MachineState.SAVED:
+            machine = self._launch(machine, deadline, load=snapshots.SAVED_TAG)
+            with self._runner.monitor(machine) as monitor:
+                snapshots.delete(monitor, snapshots.SAVED_TAG, deadline)
+        elif state is not MachineState.RUNNING:
+            self._launch(machine.off(), deadline)
+
+    def pause(self, name: str) -> None:
+        """Halt the virtual CPU."""
+        with self._monitor(name, "be paused") as monitor:
+            monitor.execute("stop")
+
+    def resume(self, name: str) -> None:
+        """Let a paused machine go on."""
+        with self._monitor(name, "be resumed") as monitor:
+            monitor.execute("cont")
+
+    def stop(self, name: str, deadline: Deadline) -> None:
+        """Press the ACPI power button and wait until the guest has shut down.
+
+        Raises `WaitTimeoutError` if it has not by the deadline, and `MachineStateError` if QEMU died.
+        """
+        machine, state = self._look(name)
+        if state not in _ON or machine.process is None:
+            return
+        # A guest that stands still could not react.
+        self.resume(name)
+        while not machine.process.wait(0):
+            if deadline.expired:
+                raise WaitTimeoutError(
+                    f"machine {name!r}: the guest did not shut down within {deadline.timeout_s:g} s",
+                    hint="does anything in it (systemd-logind, acpid) heed the power button? "
+                    "power_down() cuts the power",
+                )
+            with suppress(DriverError, WaitTimeoutError), self._runner.monitor(machine) as monitor:
+                monitor.execute("system_powerdown")
+            machine.process.wait(min(_PRESS_AGAIN_S, deadline.remaining_s))
+        if self._runner.state(machine) is MachineState.ABORTED:
+            raise MachineStateError(f"machine {name!r}: QEMU was killed while the guest shut down")
+        self._ended(machine)
+
+    def power_down(self, name: str) -> None:
+        """Cut the power, or drop the saved state. The disk keeps what the guest had written to it."""
+        machine = self._store.load(name)
+        self._runner.quit(machine)
+        self._drop_saved(machine)
+        self._ended(machine)
+
+    def save_state(self, name: str, deadline: Deadline) -> None:
+        """Keep memory and devices in the machine's disk file and power off."""
+        machine, state = self._look(name)
+        if state is MachineState.SAVED:
+            return
+        with self._monitor(name, "be saved") as monitor:
+            monitor.execute("stop")
+            try:
+                snapshots.save(monitor, snapshots.SAVED_TAG, deadline)
+            except BaseException:
+                if state is MachineState.RUNNING:
+                    monitor.execute("cont")
+                raise
+        self._runner.quit(machine)
+        self._store.save(machine.off(saved=True))
+
+    def destroy(self, name: str) -> None:
+        """Kill QEMU and remove the machine's folder; a machine that is not there is fine."""
+        try:
+            folder = self._store.folder(name)
+        except MachineNotFoundError:
+            return
+        if not folder.exists():
+            return
+        try:
+            machine = self._store.load(name)
+        except DriverError:  # half-created, or its record is damaged
+            machine = None
+        processes = [machine.process] if machine and machine.process else []
+        if machine is None or machine.starting:
+            processes += running_in(folder.resolve())
+        for process in processes:
+            if not process.kill(_DESTROY_TIMEOUT_S):
+                raise DestroyError(f"machine {name!r}: QEMU (process {process.pid}) does not end")
+        self._runner.forget(name)
+        self._store.remove(name)
+
+    def state(self, name: str) -> MachineState:
+        """The state now."""
+        return self._look(name)[1]
+
+    def machines(self) -> list[MachineInfo]:
+        """All machines in the store, oldest first. One that is half-created shows without an image."""
+        found = []
+        for name in self._store.names():
+            try:
+                found.append(self._info(*self._look(name)))
+            except DriverError:
+                with suppress(FileNotFoundError):  # else it has just been destroyed
+                    found.append(_unknown(name, self._store.folder(name)))
+        return sorted(found, key=lambda info: info.created)
+
+    # --- reaching the guest ------------------------------------------------------------------------
+
+    def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
+        """The loopback port that QEMU chose for the guest's port 22."""
+        machine, state = self._look(name)
+        port = self._info(machine, state).endpoint
+        if port is None:
+            raise _wrong_state(name, state, "be reached")
+        return port
+
+    def forward(self, name: str, guest_port: int) -> Endpoint:
+        """Open a way from a free loopback port to a TCP port of the running guest."""
+        with self._monitor(name, "have a port forwarded") as monitor:
+            return Endpoint(nat.LOOPBACK, nat.add_forward(monitor, guest_port))
+
+    # --- looking in, typing ------------------------------------------------------------------------
+
+    def console(self, name: str) -> str:
+        """All that the guest wrote to its first serial port since the machine was created."""
+        folder = self._store.folder(name)
+        try:
+            return (folder / record.CONSOLE).read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            self._store.load(name)
+            return ""
+
+    def screenshot(self, name: str, path: Path) -> None:
+        """Write the machine's screen to ``path`` as PNG."""
+        with self._monitor(name, "show its screen") as monitor:
+            monitor.execute("screendump", {"filename": record.SCREEN, "format": "png"})
+        with record.writing_to(path):
+            shutil.move(self._store.folder(name) / record.SCREEN, path)
+
+    def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
+        """Press and release keys on the machine's keyboard, in order; returns after the last release."""
+        with self._monitor(name, "be typed to") as monitor:
+            for stroke in strokes:
+                if stroke.keys:
+                    keys = [{"type": "qcode", "data": key} for key in stroke.keys]
+                    monitor.execute("send-key", {"keys": keys, "hold-time": _KEY_HOLD_MS})
+                # QEMU queues each press and release with a hold after it, and does not wait for them.
+                time.sleep(2 * len(stroke.keys) * _KEY_HOLD_MS / 1000 + stroke.pause_s)
+
+    # --- snapshots ---------------------------------------------------------------------------------
+
+    def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Keep disk, memory and devices under a name that is not taken yet; the machine goes on."""
+        machine, state = self._look(name)
+        snapshots.check_free(snapshot, self._snapshots(machine, state), name)
+        if state in _ON:
+            mode = Mode.RUNNING if state is MachineState.RUNNING else Mode.PAUSED
+            with self._runner.monitor(machine) as monitor:
+                snapshots.save(monitor, Snapshot(snapshot, mode).tag, deadline)
+        elif state is MachineState.SAVED:
+            raise _wrong_state(name, state, "have a snapshot taken: start it, or power it down")
+        else:
+            self._disks().create_snapshot(self._disk(name), Snapshot(snapshot, Mode.OFF).tag)
+
+    def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Go back to a snapshot. Connections into the guest do not survive it; ways into it do.
+
+        Where the machine is off, or the snapshot is without memory, even the endpoint changes.
+        """
+        machine, state = self._look(name)
+        target = snapshots.find(snapshot, self._snapshots(machine, state), name)
+        if state in _ON and target.has_memory:
+            self._revert_live(machine, target, state, deadline)
+            return
+        self._runner.quit(machine)
+        self._drop_saved(machine)
+        machine = self._ended(machine)
+        if target.has_memory:
+            self._launch(machine, deadline, load=target.tag, halted=target.mode is Mode.PAUSED)
+        else:
+            self._disks().apply_snapshot(self._disk(name), target.tag)
+
+    def snapshots(self, name: str) -> list[str]:
+        """Names of the machine's snapshots, oldest first."""
+        return list(self._snapshots(*self._look(name)))
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a snapshot; one that is not there is fine."""
+        machine, state = self._look(name)
+        target = self._snapshots(machine, state).get(snapshot)
+        if target is None:
+            return
+        if state in _ON:
+            with self._runner.monitor(machine) as monitor:
+                snapshots.delete(monitor, target.tag, Deadline(_DELETE_TIMEOUT_S))
+        else:
+            self._disks().delete_snapshot(self._disk(name), target.tag)
+
+    # --- images ------------------------------------------------------------------------------------
+
+    def check_image(self, image: ImageModel) -> None:
+        """Raise `ImageInvalidError` for a disk that is none, `NotSupportedError` for missing firmware."""
+        if image.firmware == "efi":
+            host.find_efi_firmware()
+        self._disks().check(image)
+
+    # --- parts -------------------------------------------------------------------------------------
+
+    def _opened(self) -> tuple[host.Programs, Accel]:
+        self.open()
+        assert self._programs is not None
+        assert self._accel is not None
+        return self._programs, self._accel
+
+    def _disks(self) -> Disks:
+        programs, _ = self._opened()
+        return Disks(programs.image, self.settings.home, self._cache / "overlays")
+
+    def _disk(self, name: str) -> Path:
+        return self._store.folder(name) / record.DISK
+
+    def _look(self, name: str) -> tuple[Record, MachineState]:
+        machine = self._store.load(name)
+        return machine, self._runner.state(machine)
+
+    @contextmanager
+    def _monitor(self, name: str, purpose: str) -> Iterator[Monitor]:
+        """A line to the machine, which has to be on."""
+        machine, state = self._look(name)
+        if state not in _ON:
+            raise _wrong_state(name, state, purpose)
+        with self._runner.monitor(machine) as monitor:
+            yield monitor
+
+    def _launch(
+        self, machine: Record, deadline: Deadline, *, load: str | None = None, halted: bool = False
+    ) -> Record:
+        programs, accel = self._opened()
+        firmware = host.find_efi_firmware().code if machine.spec.image.firmware == "efi" else None
+        launch = Launch(programs.system, accel.name, firmware, load, halted)
+        return self._runner.launch(machine, launch, deadline)
+
+    def _ended(self, machine: Record) -> Record:
+        self._runner.forget(machine.spec.name)
+        machine = machine.off()
+        self._store.save(machine)
+        return machine
+
+    def _drop_saved(self, machine: Record) -> None:
+        if machine.saved:
+            self._disks().delete_snapshot(self._disk(machine.spec.name), snapshots.SAVED_TAG)
+
+    def _snapshots(self, machine: Record, state: MachineState) -> dict[str, Snapshot]:
+        if state in _ON:
+            with self._runner.monitor(machine) as monitor:
+                return snapshots.parse_tags(snapshots.live_tags(monitor))
+        return snapshots.parse_tags(self._disks().snapshot_tags(self._disk(machine.spec.name)))
+
+    def _revert_live(
+        self, machine: Record, target: Snapshot, state: MachineState, deadline: Deadline
+    ) -> None:
+        with self._runner.monitor(machine) as monitor:
+            monitor.execute("stop")
+            try:
+                snapshots.load(monitor, target.tag, deadline)
+            except BaseException:
+                if state is MachineState.RUNNING:
+                    monitor.execute("cont")
+                raise
+            if target.mode is Mode.RUNNING:
+                monitor.execute("cont")
+
+    def _info(self, machine: Record, state: MachineState) -> MachineInfo:
+        spec = machine.spec
+        reachable = state in _ON and machine.ssh_port is not None
+        return MachineInfo(
+            name=spec.name,
+            state=state,
+            image=spec.image.name,
+            memory_mib=spec.hardware.memory_mib,
+            cpus=spec.hardware.cpus,
+            tags=spec.tags,
+            created=machine.created,
+            endpoint=Endpoint(nat.LOOPBACK, machine.ssh_port or 0) if reachable else None,
+        )
+
+
+def _check_supported(spec: MachineSpec) -> None:
+    if spec.permanent:
+        raise NotSupportedError(
+            f"machine {spec.name!r}: the QEMU driver cannot run an image's own disk (permanent=True)",
+            hint="without permanent, the machine runs on a copy-on-write overlay of the image",
+        )
+    if spec.network == "bridged":
+        raise NotSupportedError(
+            f"machine {spec.name!r}: the QEMU driver cannot bridge to the LAN, which needs root",
+            hint="use the network mode local, nat or internal",
+        )
+
+
+def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
+    return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
+
+
+def _unknown(name: str, folder: Path) -> MachineInfo:
+    return MachineInfo(
+        name=name,
+        state=MachineState.ABORTED,
+        image="",
+        memory_mib=0,
+        cpus=0,
+        tags={},
+        created=folder.stat().st_mtime,
+    )

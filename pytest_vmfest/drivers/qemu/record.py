@@ -1,0 +1,226 @@
+"""What is kept on disk of a machine, so that any process can operate it.
+
+A machine is a folder; these are its files. ``machine.json`` is written beside and then renamed, so that a
+reader sees the old record or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.drivers.qemu.process import Process
+from pytest_vmfest.errors import (
+    ConfigurationError,
+    DestroyError,
+    DriverError,
+    MachineExistsError,
+    MachineNotFoundError,
+    StoreError,
+)
+from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DISK = "disk.qcow2"
+CONSOLE = "console.log"
+CONTROL = "ctl.sock"
+EFI_VARIABLES = "efi-variables.fd"
+LOG = "qemu.log"
+PID_FILE = "qemu.pid"
+SCREEN = "screen.png"
+_RECORD = "machine.json"
+
+_LOG_TAIL_LINES = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """A machine as its record tells of it.
+
+    ``process`` is the one that was started last, and None once its end is accounted for; ``starting`` says
+    that there may be one which the record does not know yet; ``ssh_port`` is where port 22 of the guest is
+    reached on loopback while ``process`` lives. Without ``process``, ``saved`` says whether memory waits
+    on disk.
+    """
+
+    spec: MachineSpec
+    created: float = field(default_factory=time.time)
+    process: Process | None = None
+    starting: bool = False
+    ssh_port: int | None = None
+    saved: bool = False
+
+    def off(self, *, saved: bool = False) -> Record:
+        """The record of the machine when no process of it is left."""
+        return replace(self, process=None, starting=False, ssh_port=None, saved=saved)
+
+
+class Store:
+    """The folders of all machines."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "machines"
+
+    def folder(self, name: str) -> Path:
+        """Where the machine's files are; `MachineNotFoundError` for a name that no machine can have."""
+        try:
+            check_label(name, "machine name")
+        except ConfigurationError:
+            raise _missing(name) from None
+        return self._folder / name
+
+    def add(self, record: Record) -> Path:
+        """Make the folder of a new machine, with its record. Of two who try at once, one succeeds.
+
+        Raises `MachineExistsError`, `StoreError`.
+        """
+        folder = self.folder(record.spec.name)
+        with writing_to(folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                raise MachineExistsError(
+                    f"a machine named {record.spec.name!r} exists already in {self._folder}",
+                    hint=f"remove it with: vmfest instance destroy {record.spec.name}",
+                ) from None
+        self.save(record)
+        return folder
+
+    def save(self, record: Record) -> None:
+        """Replace the record."""
+        folder = self.folder(record.spec.name)
+        beside = folder / f"{_RECORD}.new"
+        with writing_to(folder):
+            beside.write_text(json.dumps(_to_json(record), indent=1))
+            beside.replace(folder / _RECORD)
+
+    def load(self, name: str) -> Record:
+        """The machine's record; `MachineNotFoundError` without one, `DriverError` if it is damaged."""
+        path = self.folder(name) / _RECORD
+        try:
+            return _from_json(json.loads(path.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise _missing(name) from None
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
+            raise DriverError(
+                f"the record of machine {name!r} is damaged: {path}: {error!r}",
+                hint=f"remove the machine with: vmfest instance destroy {name}",
+            ) from error
+
+    def names(self) -> list[str]:
+        """The names of all machines, also of half-created ones."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self._folder) if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def remove(self, name: str) -> None:
+        """Remove the machine's folder; `DestroyError` names what is left of it."""
+        folder = self.folder(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) or ["the folder"]
+            raise DestroyError(f"machine {name!r}: cannot remove {', '.join(left)} in {folder}")
+
+
+@contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space, or set VMFEST_HOME to a folder on another file system",
+            errno.EDQUOT: "free some space, or set VMFEST_HOME to a folder on another file system",
+            errno.EACCES: "make it writable for you, or set VMFEST_HOME to another folder",
+            errno.EROFS: "set VMFEST_HOME to a folder that can be written to",
+        }
+        raise StoreError(
+            f"cannot write to {place}: {error.strerror or error}", hint=hints.get(error.errno or 0, "")
+        ) from error
+
+
+def log_tail(folder: Path) -> str:
+    """The last lines that QEMU printed."""
+    try:
+        text = (folder / LOG).read_text(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-_LOG_TAIL_LINES:])
+
+
+def _missing(name: str) -> MachineNotFoundError:
+    return MachineNotFoundError(
+        f"there is no machine named {name!r}", hint="list what there is with: vmfest instance list"
+    )
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+# Of the image only what is needed to run it again: its login holds secrets, which stay in the store.
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    spec, image = record.spec, record.spec.image
+    boot = image.direct_boot
+    return {
+        "name": spec.name,
+        "image": {"name": image.name, "disk": str(image.disk), "format": image.format},
+        "firmware": image.firmware,
+        "direct_boot": boot
+        and {
+            "kernel": str(boot.kernel),
+            "initrd": str(boot.initrd) if boot.initrd else None,
+            "command_line": boot.command_line,
+        },
+        "hardware": asdict(spec.hardware),
+        "network": spec.network,
+        "nics": [asdict(nic) for nic in spec.nics],
+        "tags": dict(spec.tags),
+        "created": record.created,
+        "process": record.process and asdict(record.process),
+        "starting": record.starting,
+        "ssh_port": record.ssh_port,
+        "saved": record.saved,
+    }
+
+
+def _from_json(data: dict[str, Any]) -> Record:
+    boot = data["direct_boot"]
+    image = ImageModel(
+        name=data["image"]["name"],
+        disk=Path(data["image"]["disk"]),
+        format=data["image"]["format"],
+        firmware=data["firmware"],
+        direct_boot=boot
+        and DirectBoot(
+            kernel=Path(boot["kernel"]),
+            initrd=Path(boot["initrd"]) if boot["initrd"] else None,
+            command_line=boot["command_line"],
+        ),
+    )
+    spec = MachineSpec(
+        name=data["name"],
+        image=image,
+        hardware=HardwareModel(**data["hardware"]),
+        network=data["network"],
+        nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
+        tags=data["tags"],
+    )
+    return Record(
+        spec=spec,
+        created=data["created"],
+        process=data["process"] and Process(**data["process"]),
+        starting=data["starting"],
+        ssh_port=data["ssh_port"],
+        saved=data["saved"],
+    )
