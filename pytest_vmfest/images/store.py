@@ -102,9 +102,13 @@ class ImageStore:
 
         Raises `ImageInvalidError` that names the file, and `ImageNotFoundError`.
         """
-        for file, expected in self._get(name).digests.items():
+        installed = self._get(name)
+        hint = f"{_REINSTALL} {name}"
+        key = installed.model.login.private_key
+        if key is not None and not key.is_file():
+            raise ImageInvalidError(f"{key}, the key to log in with, is missing", hint=hint)
+        for file, expected in installed.digests.items():
             path = self._folder.images / name / file
-            hint = f"{_REINSTALL} {name}"
             with self._folder.errors():
                 if not path.is_file():
                     raise ImageInvalidError(f"{path} is missing", hint=hint)
@@ -167,7 +171,7 @@ class ImageStore:
             # Another process may have built it while this one waited.
             if self._age(name) != before and (installed := self._find(name)) is not None:
                 return _made_by(recipe, installed)
-            return self._install(name, lambda folder: self._build_in(folder, known[recipe]))
+            return self._install(name, lambda folder: self._build_in(folder, name, known[recipe]))
 
     def remove(self, name: str, users: Sequence[str] = ()) -> None:
         """Remove a model, also a damaged one.
@@ -270,11 +274,11 @@ class ImageStore:
         self._tell(name, "installed")
         return self.get(name)
 
-    def _build_in(self, folder: Path, recipe: Recipe) -> Installed:
+    def _build_in(self, folder: Path, name: str, recipe: Recipe) -> Installed:
         model = recipe.build(folder, self._identity(), self._progress)
         boot = model.direct_boot
         files = [model.disk, *([boot.kernel, boot.initrd] if boot else [])]
-        digests = {path.name: self._digest(model.name, path) for path in files if path is not None}
+        digests = {path.name: self._digest(name, path) for path in files if path is not None}
         return Installed(model, Origin("recipe", recipe.name), digests)
 
     def _digest(self, name: str, path: Path) -> str:

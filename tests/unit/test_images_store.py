@@ -536,6 +536,14 @@ def test_verify_finds_changed_and_missing_files(store, recipe, file):
         store.verify("toy")
 
 
+def test_verify_misses_the_key(store, recipe):
+    """An image whose login key is gone is of no use any more, and verify says so."""
+    key = store.build("toy").login.private_key
+    key.unlink()
+    with pytest.raises(ImageInvalidError, match=f"{key}, the key to log in with, is missing"):
+        store.verify("toy")
+
+
 def test_remove(store, disk):
     """A removed model is gone wholly, and its name is free again."""
     store.add(disk)
