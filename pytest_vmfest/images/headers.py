@@ -45,11 +45,11 @@ def read_at(file: BinaryIO, offset: int, length: int) -> bytes:
     """``length`` bytes from ``offset``; `Refusal` if the file ends before."""
     if length > _MAX_TABLE_BYTES:
         raise Refusal(f"its header is damaged (it speaks of a table of {length} bytes)")
+    there = _length(file)
+    if offset + length > there:
+        raise Refusal(f"it is truncated: {offset + length} bytes are needed, {there} are there")
     file.seek(offset)
-    data = file.read(length)
-    if len(data) < length:
-        raise Refusal(f"it is truncated: {offset + length} bytes are needed, {_length(file)} are there")
-    return data
+    return file.read(length)
 
 
 def _length(file: BinaryIO) -> int:

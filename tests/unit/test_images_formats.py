@@ -101,6 +101,22 @@ def test_damage_inside_is_found_by_qemu(disks, tmp_path):
         inspect(damaged)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_headers_are_refused(disks, tmp_path, name, monkeypatch):
+    """Whatever stands in a damaged header, it is read within bounds: accepted or refused, never a crash."""
+    monkeypatch.setattr(formats.shutil, "which", lambda program: None)
+    whole = (disks / name).read_bytes()
+    damaged = tmp_path / name
+    refused = 0
+    for at in range(4, 0x188, 4):
+        damaged.write_bytes(whole[:at] + b"\xff\xff\xff\xf0" + whole[at + 4 :])
+        try:
+            inspect(damaged)
+        except ImageInvalidError:
+            refused += 1
+    assert refused > 3
+
+
 def test_empty_file(tmp_path):
     """An empty file is told as such, whatever it is called."""
     empty = tmp_path / "disk.qcow2"
