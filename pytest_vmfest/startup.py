@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _STAGES = {
     "created": "creating it",
     "running": "powering on",
-    "address": "waiting for its address",
-    "port": "waiting for its SSH port",
+    "address": "booting, waiting for its SSH server",
+    "port": "booting, waiting for its SSH server",
     "banner": "booting, waiting for its SSH server",
     "login": "logging in",
     "network": "setting up its name and network",
