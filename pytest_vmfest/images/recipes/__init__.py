@@ -36,7 +36,9 @@ def _recipe(name: str, module: str, description: str) -> Recipe:
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        _recipe("tiny", "tiny", "the smallest Linux that has OpenSSH: this host's kernel package and busybox"),
+        _recipe(
+            "tiny", "tiny", "the smallest Linux that has OpenSSH: this host's kernel package and busybox"
+        ),
         _recipe("debian-12", "debian12", "Debian 12 (bookworm) with systemd and apt"),
     )
 }

@@ -108,6 +108,4 @@ def _indexes_not_needed() -> str:
     """Configuration that leaves out what other programs let apt fetch (screenshots, file lists)."""
     dump = run(["apt-config", "dump", "Acquire::IndexTargets"], timeout_s=20)
     names = set(re.findall(r"^Acquire::IndexTargets::deb::([^: ]+)", dump, re.MULTILINE)) - {"Packages"}
-    return "".join(
-        f'Acquire::IndexTargets::deb::{name}::DefaultEnabled "false";\n' for name in sorted(names)
-    )
+    return "".join(f'Acquire::IndexTargets::deb::{name}::DefaultEnabled "false";\n' for name in sorted(names))

@@ -71,7 +71,7 @@ def module_name(path: str) -> str:
 def read_modules(
     wanted: Iterable[str], read: Callable[[frozenset[str]], Mapping[str, bytes]]
 ) -> dict[str, bytes]:
-    """The modules ``wanted`` and all that they depend on, by name, each after what it needs itself.
+    """The modules ``wanted`` and all that they depend on, by name.
 
     ``read`` returns the (decompressed) modules of the given names, as far as they exist, empty for those that are
     part of the kernel itself; it is called again for dependencies that were not asked for. Raises
@@ -79,16 +79,20 @@ def read_modules(
     """
     names = list(wanted)
     known: dict[str, bytes] = {}
-    while missing := frozenset(in_order(names, known)) - known.keys():
+    while missing := frozenset(_closure(names, known)) - known.keys():
         found = read(missing)
         if lost := missing - found.keys():
             raise ImageBuildError(f"the kernel package has no module {', '.join(sorted(lost))}")
         known.update(found)
-    return {name: known[name] for name in in_order(names, known) if known[name]}
+    return {name: content for name, content in known.items() if content}
 
 
-def in_order(names: Iterable[str], known: Mapping[str, bytes]) -> dict[str, None]:
-    """``names`` with their dependencies, as far as known, each after its own."""
+def in_order(names: Iterable[str], modules: Mapping[str, bytes]) -> list[str]:
+    """Those of ``names`` that are ``modules``, with their dependencies, each after its own."""
+    return [name for name in _closure(names, modules) if name in modules]
+
+
+def _closure(names: Iterable[str], known: Mapping[str, bytes]) -> dict[str, None]:
     ordered: dict[str, None] = {}
 
     def visit(name: str) -> None:

@@ -60,21 +60,45 @@ _WANTED = (
     "usr/bin/grub-mkimage", "usr/lib/grub/i386-pc/*", "usr/bin/zstd", "usr/bin/lz4",
 )  # fmt: skip
 
-# Modules by the moment when they are loaded (see guest/tiny/initrd-init): the disk's come first.
-_MODULES = {
-    "always": ("crc32c_generic", "ext4"),
-    "virtio": ("virtio_pci", "virtio_blk"),
-    "virtio_scsi": ("virtio_scsi", "sd_mod"),
-    "ahci": ("ahci", "sd_mod"),
-    "piix": ("ata_piix", "sd_mod"),
-    "late": ("af_packet", "virtio_net", "virtio_rng", "e1000", "button", "evdev", "vmgenid"),
+# Modules that every guest loads first of all, and those for devices that it finds, by patterns of modaliases.
+_ALWAYS = ("crc32c_generic", "ext4", "af_packet", "button", "evdev")
+_DRIVERS = {
+    "pci": {
+        "pci:v00001AF4*": ("virtio_pci",),
+        "pci:v00008086d0000100[4EF]*": ("e1000",),
+    },
+    "virtio": {
+        "virtio:d00000001*": ("virtio_net",),
+        "virtio:d00000002*": ("virtio_blk",),
+        "virtio:d00000003*": ("virtio_console",),
+        "virtio:d00000004*": ("virtio_rng",),
+        "virtio:d00000008*": ("virtio_scsi", "sd_mod"),
+    },
+    # Where no virtio disk was found; probing them takes long.
+    "disks": {
+        "pci:*bc01sc06*": ("ahci", "sd_mod"),
+        "pci:v00008086d00007[01]1[01]*": ("ata_piix", "sd_mod"),
+    },
+    "screens": {
+        "pci:v00001234d00001111*": ("bochs",),
+    },
 }
+
+_MODES = {
+    "etc/shadow": 0o600,
+    "etc/ssh/ssh_host_ed25519_key": 0o600,
+    "home/user": 0o700,
+    "root": 0o700,
+    "root/.ssh": 0o700,
+    "root/.ssh/authorized_keys": 0o600,
+    "tmp": 0o1777,
+}
+_OWNERS = {"home/user": 1000}
 
 # Kernel arguments: the second half saves time where a CPU is emulated.
 _COMMAND_LINE = (
     "console=tty0 console=ttyS0 quiet net.ifnames=0 "
-    "nokaslr norandmaps mitigations=off no_timer_check tsc=reliable random.trust_cpu=on "
-    "cryptomgr.notests raid=noautodetect 8250.nr_uarts=1"
+    "nokaslr norandmaps mitigations=off noreplace-smp no_timer_check tsc=reliable cryptomgr.notests"
 )
 
 
@@ -107,9 +131,10 @@ def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
         root = work / "root"
         _make_root(root, tools, identity)
         _make_boot(root, folder, tools, kernel, modules)
+        _set_modes(root)
         progress(Step(_TASK, "writing the disk"))
         raw = work / "disk.raw"
-        make_disk(raw, root, Grub(tools), size_mib=_DISK_MIB, command_line=_COMMAND_LINE, label="vmfest")
+        make_disk(raw, root, Grub(tools), size_mib=_DISK_MIB, command_line=_COMMAND_LINE, owners=_OWNERS)
         disk = folder / "disk.qcow2"
         run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], timeout_s=120)
     return ImageModel(
@@ -155,7 +180,8 @@ def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]
                     found[module_name(path)] = decompress(content, lambda *data: _unpack(tools, *data))
         return found | dict.fromkeys(names & builtin, b"")
 
-    modules = read_modules([name for names in _MODULES.values() for name in names], read)
+    drivers = [name for table in _DRIVERS.values() for names in table.values() for name in names]
+    modules = read_modules([*_ALWAYS, *drivers], read)
     return images[0], modules
 
 
@@ -178,27 +204,42 @@ def _make_root(root: Path, tools: Path, identity: Identity) -> None:
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
-    for name in ("boot", "dev", "etc", "home/user", "mnt", "proc", "root/.ssh", "run", "sys", "tmp", "var/log"):
+    for name in (
+        "boot",
+        "dev",
+        "etc",
+        "home/user",
+        "mnt",
+        "proc",
+        "root/.ssh",
+        "run",
+        "sys",
+        "tmp",
+        "var/log",
+    ):
         (root / name).mkdir(parents=True)
     for name in ("etc", "usr"):
         shutil.copytree(_GUEST / name, root / name, dirs_exist_ok=True)
     _add_busybox(root, tools)
     for program in (tools / "usr/sbin/sshd", *tools.glob("usr/lib/openssh/sshd-*")):
         _add_program(root, tools, program)
-    (root / "etc/hostname").write_text("tiny\n")
     shutil.copyfile("/etc/os-release", root / "etc/os-release")
-    _write(root / "etc/ssh/ssh_host_ed25519_key", identity.host_private_key, 0o600)
-    _write(root / "etc/ssh/ssh_host_ed25519_key.pub", identity.host_public_key, 0o644)
-    _write(root / "root/.ssh/authorized_keys", identity.authorized_key, 0o600)
-    (root / "etc/shadow").chmod(0o600)
-    for name in ("root", "root/.ssh"):
-        (root / name).chmod(0o700)
-    (root / "tmp").chmod(0o1777)
+    for name, text in {
+        "etc/hostname": "tiny",
+        "etc/ssh/ssh_host_ed25519_key": identity.host_private_key,
+        "etc/ssh/ssh_host_ed25519_key.pub": identity.host_public_key,
+        "root/.ssh/authorized_keys": identity.authorized_key,
+    }.items():
+        (root / name).write_text(text.rstrip("\n") + "\n")
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    path.write_text(text.rstrip("\n") + "\n")
-    path.chmod(mode)
+def _set_modes(root: Path) -> None:
+    """Permissions that do not depend on the umask of this process."""
+    for path in root.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+    for name, mode in _MODES.items():
+        (root / name).chmod(mode)
 
 
 def _add_busybox(root: Path, tools: Path) -> None:
@@ -233,10 +274,13 @@ def _add_program(root: Path, tools: Path, program: Path) -> None:
 
 
 def _make_boot(root: Path, folder: Path, tools: Path, kernel: bytes, modules: dict[str, bytes]) -> None:
-    """Kernel and initial RAM disk, once for the boot loader and once for direct boot; modules loaded later."""
+    """Kernel and initial RAM disk, once for the boot loader and once for direct boot."""
+    screens = in_order((name for names in _DRIVERS["screens"].values() for name in names), modules)
     late = root / "usr/lib/modules/vmfest"
     late.mkdir(parents=True)
-    early = _order(modules, [name for phase in _MODULES if phase != "late" for name in _MODULES[phase]])
+    (late / "screens").write_text(_table("screens", modules))
+    for name in screens:
+        (late / f"{name}.ko").write_bytes(modules[name])
     initrd = Cpio()
     initrd.folders("bin", "dev", "modules", "proc", "root", "sys")
     initrd.device("dev/console", 5, 1)
@@ -244,22 +288,18 @@ def _make_boot(root: Path, folder: Path, tools: Path, kernel: bytes, modules: di
     for name in ("mount", "sh", "switch_root"):
         initrd.link(f"bin/{name}", "busybox")
     initrd.file("init", (_GUEST / "initrd-init").read_bytes(), 0o755)
-    for phase, names in _MODULES.items():
-        order = _order(modules, names)
-        text = "".join(f"{name}\n" for name in order)
-        if phase == "late":
-            (late / "late").write_text(text)
-        else:
-            initrd.file(f"modules/{phase}", text.encode())
-    for name in early:
-        initrd.file(f"modules/{name}.ko", modules[name])
-    for name in modules:
-        (late / f"{name}.ko").write_bytes(modules[name])
+    initrd.file("modules/always", (" ".join(in_order(_ALWAYS, modules)) + "\n").encode())
+    for bus in ("pci", "virtio", "disks"):
+        initrd.file(f"modules/{bus}", _table(bus, modules).encode())
+    for name, content in modules.items():
+        if name not in screens:
+            initrd.file(f"modules/{name}.ko", content)
     (root / "boot/vmlinuz").write_bytes(kernel)
     (folder / "vmlinux").write_bytes(bare_kernel(kernel, lambda *data: _unpack(tools, *data)))
     for place in (root / "boot/initrd.img", folder / "initrd.img"):
         place.write_bytes(initrd.finish())
 
 
-def _order(modules: dict[str, bytes], names: Iterable[str]) -> dict[str, None]:
-    return {name: None for name in in_order(names, modules) if name in modules}
+def _table(bus: str, modules: dict[str, bytes]) -> str:
+    lines = ((pattern, *in_order(names, modules)) for pattern, names in _DRIVERS[bus].items())
+    return "".join(" ".join(line) + "\n" for line in lines)

@@ -46,7 +46,12 @@ def run(
             stdin=source,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})},
+            env={
+                **os.environ,
+                "LC_ALL": "C.UTF-8",
+                "DEBIAN_FRONTEND": "noninteractive",
+                **(environment or {}),
+            },
             start_new_session=True,
         )
         try:
