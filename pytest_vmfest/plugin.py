@@ -141,7 +141,7 @@ def pytest_runtest_makereport(
         and isinstance(call.excinfo.value, VmfestError)
         and not item.config.option.fulltrace
     ):
-        made.longrepr = call.excinfo.getrepr(style="value")
+        made.longrepr = call.excinfo.getrepr(style="value", chain=False)
     return made
 
 

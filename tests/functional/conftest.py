@@ -1,6 +1,7 @@
 """Functional tests boot real machines, on the user's own image store, as users' tests do."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,7 @@ def own_home(vm_server, tmp_path_factory, monkeypatch):
     """A store of the test's own that has `tiny`, linked from the user's; VMFEST_HOME points to it."""
     vm_server.images.resolve("tiny")
     home = tmp_path_factory.mktemp("home")
-    for source in (store_home() / "images" / "tiny").rglob("*"):
-        target = home / source.relative_to(store_home())
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.link(source, target)
+    for part in ("images/tiny", "keys"):
+        shutil.copytree(store_home() / part, home / part, copy_function=os.link)
     monkeypatch.setenv("VMFEST_HOME", str(home))
     return home
