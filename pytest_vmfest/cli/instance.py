@@ -89,6 +89,7 @@ def enter(setup: Setup, name: str, command: tuple[str, ...]) -> None:
     This host's ssh program does that, with the machine's port, user, key and host key. A COMMAND of one word
     is shell text; several are passed on as they are. The exit status is the command's.
     """
+    from pytest_vmfest.drivers.base import MachineState
     from pytest_vmfest.openssh import ssh_words
 
     program = shutil.which("ssh")
@@ -98,10 +99,10 @@ def enter(setup: Setup, name: str, command: tuple[str, ...]) -> None:
         )
     with _driver(setup) as driver:
         info = _find(driver, [name])[0]
-        if info.endpoint is None:
+        if info.state is not MachineState.RUNNING or info.endpoint is None:
+            verb = "resume" if info.state is MachineState.PAUSED else "start"
             raise MachineStateError(
-                f"machine {name!r} is {info.state.value}",
-                hint=f"vmfest instance start {name}; or, if it is paused: vmfest instance resume {name}",
+                f"machine {name!r} is {info.state.value}", hint=f"vmfest instance {verb} {name}"
             )
         model = driver.own_image(info.image) or setup.server().images.get(info.image)
         words = ssh_words(info.endpoint, model.login)
