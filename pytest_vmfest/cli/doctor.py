@@ -66,7 +66,11 @@ def doctor(ctx: click.Context, setup: Setup, wants_install: bool, yes: bool, jso
     if json_:
         show.as_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
     else:
-        _print(findings, well)
+        _print(findings)
+        missing = missing_packages(findings)
+        if missing and not wants_install:
+            click.echo(f"Missing packages: {' '.join(missing)}\nTo install them: vmfest doctor --install")
+        click.echo("Machines can be run here." if well else "Machines cannot be run here as things are.")
     ctx.exit(0 if well else 1)
 
 
@@ -136,17 +140,15 @@ def _examined(kind: str, name: str, look: Callable[[], list[Check]]) -> Finding:
     return Finding(kind, name, all(check.ok for check in checks), checks)
 
 
-def _print(findings: list[Finding], well: bool) -> None:
+def _print(findings: list[Finding]) -> None:
     for finding in findings:
+        part = f"{finding.kind} {finding.name}"
         verdict = "works" if finding.works else "does not work"
-        click.echo(f"{finding.kind} {finding.name}: {verdict}")
-        width = max((len(check.name) for check in finding.checks), default=0)
-        for check in finding.checks:
-            click.echo(f"  {show.mark(check.ok)} {check.name:{width}}  {check.detail}".rstrip())
+        click.echo(f"{part}: {verdict}")
+        names = [check.name.removeprefix(f"{part}: ") for check in finding.checks]
+        width = max(map(len, names), default=0)
+        for name, check in zip(names, finding.checks, strict=True):
+            click.echo(f"  {show.mark(check.ok)} {name:{width}}  {check.detail}".rstrip())
             if not check.ok and check.remedy:
                 click.echo(f"    {'':{width}}  {check.remedy}")
     click.echo()
-    if packages := missing_packages(findings):
-        click.echo(f"Missing packages: {' '.join(packages)}")
-        click.echo("To install them: vmfest doctor --install")
-    click.echo("Machines can be run here." if well else "Machines cannot be run here as things are.")

@@ -27,19 +27,30 @@ def install(packages: Sequence[str], *, ask: bool) -> None:
     """Install ``packages`` by apt-get, as root or through sudo; what it prints goes to standard error.
 
     ``ask`` shows the commands and asks first. Raises `click.ClickException` when there is no apt-get, no
-    way to become root, or when it fails, and `click.Abort` when the user does not want it.
+    way to become root, when it fails, or when the user does not want it.
     """
     update, install_ = _commands(packages)
     if ask:
         note("These commands install what is missing:")
         note(f"  {shlex.join(update)}\n  {shlex.join(install_)}")
-        click.confirm("Run them?", default=True, abort=True, err=True)
+        _confirm()
     _update(update)
     status, _ = _run(install_)
     if status != 0:
         raise click.ClickException(
             f"{shlex.join(install_)} failed with status {status}; what it said is above"
         )
+
+
+def _confirm() -> None:
+    try:
+        agreed = click.confirm("Run them?", default=True, err=True)
+    except click.Abort:
+        # There was nobody to answer, or Ctrl-C was the answer.
+        note("")
+        agreed = False
+    if not agreed:
+        raise click.ClickException("nothing was installed; --yes installs without asking")
 
 
 def _commands(packages: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -166,11 +166,13 @@ def test_install_keeps_json_clean(host):
     assert "unpacking things" in result.stderr
 
 
-def test_install_asks_first(host):
-    """Without --yes, the exact commands are shown; a no changes nothing."""
-    result = vmfest("--install", answer="n\n")
+@pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "nobody"])
+def test_install_asks_first(host, answer):
+    """Without --yes, the exact commands are shown; a no, or nobody's answer, changes nothing."""
+    result = vmfest("--install", answer=answer)
     assert result.exit_code == 1
     assert "apt-get -q -o DPkg::Lock::Timeout=300 install -y" in result.stderr
+    assert "--yes" in result.stderr
     assert apt_calls(host) == []
 
 
