@@ -1,0 +1,361 @@
+"""The fake driver: the contract of `Driver` kept without a hypervisor."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.checks import Check
+from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.fake.machine import FakeMachine
+from pytest_vmfest.drivers.fake.remote import FakeRemote
+from pytest_vmfest.drivers.fake.world import FakeFault, Responder, world_of
+from pytest_vmfest.errors import (
+    ConnectionLostError,
+    DestroyError,
+    DriverError,
+    ImageInvalidError,
+    MachineExistsError,
+    MachineNotFoundError,
+    MachineStateError,
+    NotSupportedError,
+    StoreError,
+    WaitTimeoutError,
+)
+from pytest_vmfest.specs import Endpoint, ImageModel, check_label
+from pytest_vmfest.waiting import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pytest_vmfest.drivers.fake.world import FakeReply
+    from pytest_vmfest.keyboard import Stroke
+    from pytest_vmfest.specs import Login, MachineSpec
+    from pytest_vmfest.waiting import Deadline
+
+_ON = (MachineState.RUNNING, MachineState.PAUSED)
+_LOOPBACK = "127.0.0.1"
+_SECTOR_BYTES = 512
+# The disks of images that the driver brings itself; nothing is there.
+_NOWHERE = Path("/nonexistent/fake-images")
+
+
+class FakeDriver(Driver):
+    """Machines made of memory. Two drivers with the same store see the same machines, in one process.
+
+    It has every image that it is asked for, so no store is touched.
+    """
+
+    name = "fake"
+
+    def __init__(self, settings: DriverSettings) -> None:
+        """Join the world of the store's folder."""
+        super().__init__(settings)
+        self._world = world_of(settings.home)
+
+    # --- what only a fake can do -------------------------------------------------------------------
+
+    def respond(self, pattern: str, reply: FakeReply, *, machine: str = "*") -> None:
+        r"""Let guests answer a command.
+
+        ``pattern`` is a regular expression for a whole script, or for one simple command in it with its
+        words joined by blanks. ``reply`` is standard output, an exit status, a `Completed`, or a function
+        that is given a `FakeCall` and returns one of these. ``machine`` is a shell pattern for the names of
+        the machines. Of several that match, the one given last answers.
+
+        >>> driver.respond(r"systemctl is-active (\S+)", lambda call: f"{call.match[1]} is active\n")
+        """
+        self._world.responders.append(Responder(re.compile(pattern), reply, machine))
+
+    def inject(self, fault: FakeFault, *, machine: str = "*", times: int | None = None) -> None:
+        """Let something go wrong, with the machines whose names match; ``times`` times, or always.
+
+        >>> driver.inject(FakeFault.START_FAILS, machine="web-*", times=1)
+        """
+        self._world.inject(fault, machine, times)
+
+    def heal(self) -> None:
+        """Let nothing go wrong any more."""
+        self._world.heal()
+
+    def abort(self, name: str) -> None:
+        """End a machine as if its hypervisor process had been killed."""
+        with self._machine(name) as machine:
+            if machine.state in _ON:
+                machine.end(MachineState.ABORTED)
+
+    # --- the driver itself -------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """There is nothing to make ready."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def describe(self) -> str:
+        """What it is."""
+        return "fake (in memory)"
+
+    def check(self) -> list[Check]:
+        """It always works."""
+        return [Check("fake", True, "machines in memory")]
+
+    # --- private networks --------------------------------------------------------------------------
+
+    def create_network(self, name: str) -> None:
+        """Note that there is a private network."""
+        self._world.networks.add(check_label(name, "network name"))
+
+    def remove_network(self, name: str) -> None:
+        """Remove a private network; one that is not there is fine."""
+        self._world.networks.discard(check_label(name, "network name"))
+
+    # --- machines ----------------------------------------------------------------------------------
+
+    def create(self, spec: MachineSpec) -> None:
+        """Create a powered-off machine with a fresh disk."""
+        if spec.permanent or spec.network == "bridged":
+            what = "permanent=True" if spec.permanent else "the network mode bridged"
+            raise NotSupportedError(f"machine {spec.name!r}: the fake driver does not know {what}")
+        self.check_image(spec.image)
+        with self._world.lock:
+            if spec.name in self._world.machines:
+                raise MachineExistsError(f"a machine named {spec.name!r} exists already")
+            if self._world.strikes(FakeFault.CREATE_FAILS, spec.name):
+                raise DriverError(f"machine {spec.name!r} cannot be created (injected fault)")
+            self._world.machines[spec.name] = FakeMachine(spec, self._world)
+
+    def start(self, name: str, deadline: Deadline) -> None:
+        """Boot at once, or go on from the saved state."""
+        with self._machine(name) as machine:
+            if machine.state is MachineState.RUNNING:
+                return
+            if self._world.strikes(FakeFault.START_FAILS, name):
+                raise DriverError(f"machine {name!r} does not start (injected fault)")
+            for nic in machine.spec.nics:
+                if nic.network not in self._world.networks:
+                    raise DriverError(f"there is no private network named {nic.network!r}")
+            if machine.state is MachineState.PAUSED:
+                machine.state = MachineState.RUNNING
+            elif machine.state is MachineState.SAVED:
+                machine.go_on()
+            else:
+                machine.boot()
+
+    def pause(self, name: str) -> None:
+        """Halt the guest: its commands wait."""
+        with self._running(name, "be paused") as machine:
+            machine.state = MachineState.PAUSED
+
+    def resume(self, name: str) -> None:
+        """Let a paused guest go on."""
+        with self._running(name, "be resumed") as machine:
+            machine.state = MachineState.RUNNING
+
+    def stop(self, name: str, deadline: Deadline) -> None:
+        """Let the guest shut down, which it does at once."""
+        with self._machine(name) as machine:
+            if machine.state not in _ON:
+                return
+            machine.state = MachineState.RUNNING
+            heeds = not self._world.strikes(FakeFault.IGNORES_STOP, name)
+            if heeds:
+                machine.end(MachineState.POWERED_OFF)
+        if not heeds:
+            wait_for(
+                lambda: machine.state not in _ON,
+                deadline,
+                what=f"machine {name!r}: the guest did not shut down",
+            )
+
+    def power_down(self, name: str) -> None:
+        """Cut the power, or drop the saved state."""
+        with self._machine(name) as machine:
+            machine.end(MachineState.POWERED_OFF)
+
+    def save_state(self, name: str, deadline: Deadline) -> None:
+        """Keep the guest's memory and power off."""
+        with self._machine(name) as machine:
+            if machine.state is MachineState.SAVED:
+                return
+            if machine.state not in _ON:
+                raise _wrong_state(name, machine.state, "be saved")
+            machine.end(MachineState.SAVED)
+
+    def destroy(self, name: str) -> None:
+        """Remove the machine; one that is not there is fine."""
+        with self._world.lock:
+            if name not in self._world.machines:
+                return
+            if self._world.strikes(FakeFault.DESTROY_FAILS, name):
+                raise DestroyError(f"machine {name!r} cannot be destroyed (injected fault)")
+            self._world.machines.pop(name).end(MachineState.POWERED_OFF)
+
+    def state(self, name: str) -> MachineState:
+        """The state now."""
+        with self._machine(name) as machine:
+            return machine.state
+
+    def machines(self) -> list[MachineInfo]:
+        """All machines of this store, oldest first."""
+        with self._world.lock:
+            return [_info(machine) for machine in self._world.machines.values()]
+
+    # --- reaching the guest ------------------------------------------------------------------------
+
+    def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
+        """An address with a port of the machine's own; nothing listens there."""
+        return self.forward(name, 22)
+
+    def forward(self, name: str, guest_port: int) -> Endpoint:
+        """An address with another port for each guest port; nothing listens there."""
+        with self._running(name, "be reached") as machine:
+            port = machine.ports.setdefault(guest_port, self._world.free_port())
+            return Endpoint(_LOOPBACK, port)
+
+    def remote(self, name: str, login: Login, deadline: Deadline) -> FakeRemote:
+        """A connection into the guest."""
+        with self._running(name, "be connected to") as machine:
+            if self._world.strikes(FakeFault.DIES, name):
+                machine.end(MachineState.ABORTED)
+                raise ConnectionLostError(f"machine {name!r} is aborted (injected fault)")
+            panics = self._world.strikes(FakeFault.PANICS, name)
+            if panics:
+                machine.console += "Kernel panic - not syncing: injected fault\n"
+                raise ConnectionLostError("the guest's kernel panicked: injected fault")
+            if not self._world.strikes(FakeFault.UNREACHABLE, name):
+                return FakeRemote(machine, login)
+        while machine.state in _ON and not deadline.expired:
+            time.sleep(min(0.01, deadline.remaining_s))
+        if machine.state not in _ON:
+            raise ConnectionLostError(f"machine {name!r} is {machine.state.value}")
+        raise WaitTimeoutError(
+            f"machine {name!r}: no answer within {deadline.timeout_s:g} s (injected fault)"
+        )
+
+    # --- looking in, typing ------------------------------------------------------------------------
+
+    def console(self, name: str) -> str:
+        """A few lines for each boot, and what was typed or written to the serial port."""
+        with self._machine(name) as machine:
+            return machine.console
+
+    def screenshot(self, name: str, path: Path) -> None:
+        """A blue screen."""
+        with self._running(name, "show its screen") as machine:
+            try:
+                machine.draw(path)
+            except OSError as error:
+                raise StoreError(f"cannot write to {path}: {error.strerror}") from error
+
+    def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
+        """Type; the guest echoes each line on its console."""
+        for stroke in strokes:
+            with self._running(name, "be typed to") as machine:
+                machine.type([stroke])
+            time.sleep(stroke.pause_s)
+
+    # --- snapshots ---------------------------------------------------------------------------------
+
+    def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Keep files, memory and state."""
+        with self._machine(name) as machine:
+            if snapshot in machine.snapshots:
+                raise MachineStateError(f"machine {name!r} has a snapshot named {snapshot!r} already")
+            if machine.state is MachineState.SAVED:
+                raise _wrong_state(name, machine.state, "have a snapshot taken")
+            machine.take_snapshot(snapshot)
+
+    def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Go back to a snapshot; connections break."""
+        with self._machine(name) as machine:
+            if snapshot not in machine.snapshots:
+                raise MachineStateError(
+                    f"machine {name!r} has no snapshot named {snapshot!r}",
+                    hint=f"it has: {', '.join(machine.snapshots) or 'none'}",
+                )
+            machine.revert(snapshot)
+
+    def snapshots(self, name: str) -> list[str]:
+        """Names of the snapshots, oldest first."""
+        with self._machine(name) as machine:
+            return list(machine.snapshots)
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a snapshot; one that is not there is fine."""
+        with self._machine(name) as machine:
+            machine.snapshots.pop(snapshot, None)
+
+    # --- images ------------------------------------------------------------------------------------
+
+    def own_image(self, selector: object) -> ImageModel | None:
+        """A model for any name or template; for a model, path or URL: None."""
+        if isinstance(selector, str):
+            return _model(selector, {})
+        if isinstance(selector, dict):
+            return _model(str(selector.get("os_family", "fake")), selector)
+        return None
+
+    def check_image(self, image: ImageModel) -> None:
+        """Take any model of its own; for others there must be a disk file that could be one."""
+        if image.disk.is_relative_to(_NOWHERE):
+            return
+        try:
+            size = image.disk.stat().st_size
+        except OSError as error:
+            raise ImageInvalidError(
+                f"image {image.name!r}: {image.disk} cannot be read: {error.strerror}"
+            ) from None
+        if size < _SECTOR_BYTES or size % _SECTOR_BYTES:
+            raise ImageInvalidError(f"image {image.name!r}: {image.disk} is no disk")
+
+    # --- parts -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _machine(self, name: str) -> Iterator[FakeMachine]:
+        with self._world.lock:
+            if name not in self._world.machines:
+                raise MachineNotFoundError(f"there is no machine named {name!r}")
+            yield self._world.machines[name]
+
+    @contextmanager
+    def _running(self, name: str, purpose: str) -> Iterator[FakeMachine]:
+        with self._machine(name) as machine:
+            if machine.state not in _ON:
+                raise _wrong_state(name, machine.state, purpose)
+            yield machine
+
+
+def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
+    return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
+
+
+def _info(machine: FakeMachine) -> MachineInfo:
+    spec = machine.spec
+    port = machine.ports.get(22)
+    return MachineInfo(
+        name=spec.name,
+        state=machine.state,
+        image=spec.image.name,
+        memory_mib=spec.hardware.memory_mib,
+        cpus=spec.hardware.cpus,
+        tags=spec.tags,
+        created=machine.created,
+        endpoint=Endpoint(_LOOPBACK, port) if port else None,
+    )
+
+
+def _model(name: str, template: Mapping[str, object]) -> ImageModel:
+    family, version, packager = (template.get(key) for key in ("os_family", "os_version", "packager"))
+    return ImageModel(
+        name=name,
+        disk=_NOWHERE / name,
+        format="raw",
+        os_family=str(family) if family else None,
+        os_version=str(version) if version else None,
+        packager=str(packager) if packager else None,
+        description="in memory",
+    )
