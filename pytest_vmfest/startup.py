@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import CommandError, StartError, VmfestError
+from pytest_vmfest.errors import CommandError, MachineExistsError, StartError, VmfestError
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
@@ -89,6 +89,9 @@ class Startup:
             if plan.init_script is not None:
                 with self._phase("init_script", "init_script"):
                     node.run_script(plan.init_script, deadline)
+        except MachineExistsError as error:
+            # The machine of that name is somebody else's: it is not ours to destroy.
+            raise self._explain(error, deadline, console="", remark="") from error
         except VmfestError as error:
             console = self.instance.console_tail()
             raise self._explain(error, deadline, console, self._clean_up(node, keep=self._keep)) from error
