@@ -46,6 +46,6 @@ class LineProgress:
         if text == self._last and now - self._told < _EVERY_S:
             return
         self._last, self._told = text, now
-        if step.total and step.done:
+        if step.done and step.total and step.total >> 20:
             text += f" {step.done >> 20} of {step.total >> 20} MiB ({100 * step.done // step.total} %)"
         self._write(text)

@@ -45,9 +45,11 @@ def install(packages: Sequence[str], *, ask: bool) -> None:
 def _confirm() -> None:
     try:
         agreed = click.confirm("Run them?", default=True, err=True)
-    except click.Abort:
-        # There was nobody to answer, or Ctrl-C was the answer.
+    except click.Abort as abort:
         note("")
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        # There was nobody to answer.
         agreed = False
     if not agreed:
         raise click.ClickException("nothing was installed; --yes installs without asking")

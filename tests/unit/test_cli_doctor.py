@@ -1,5 +1,6 @@
 """``vmfest doctor``: findings, exit status, and installing what is missing by a stand-in for apt-get."""
 
+import io
 import json
 import os
 import shutil
@@ -173,6 +174,20 @@ def test_install_asks_first(host, answer):
     assert result.exit_code == 1
     assert "apt-get -q -o DPkg::Lock::Timeout=300 install -y" in result.stderr
     assert "--yes" in result.stderr
+    assert apt_calls(host) == []
+
+
+class Interrupting(io.BytesIO):
+    """A standard input at which the user presses Ctrl-C."""
+
+    def read1(self, size=-1):
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_install_question_answered_by_ctrl_c(host):
+    """Ctrl-C at the question is Ctrl-C: status 130, and nothing is changed."""
+    assert vmfest("--install", answer=Interrupting()).exit_code == 130
     assert apt_calls(host) == []
 
 
