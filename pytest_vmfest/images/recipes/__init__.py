@@ -25,7 +25,7 @@ def _recipe(name: str, module: str, description: str) -> Recipe:
     path = f"{__name__}.{module}"
 
     def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
-        return cast("ImageModel", importlib.import_module(path).build(folder, identity, progress))
+        return cast("ImageModel", importlib.import_module(path).build(folder.resolve(), identity, progress))
 
     def check() -> list[Check]:
         return cast("list[Check]", importlib.import_module(path).check())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageBuildError
+from pytest_vmfest.images.recipes.packages import run_unpacked
 from pytest_vmfest.images.recipes.tools import run
 
 if TYPE_CHECKING:
@@ -113,12 +114,8 @@ class Grub:
             f"set root=(hd0,msdos1)\nlinux /boot/vmlinuz {command_line}\ninitrd /boot/initrd.img\nboot\n"
         )
         core = self._tools / "core.img"
-        run(
-            [
-                self._tools / "usr/bin/grub-mkimage", "-O", "i386-pc", "-d", self._modules, "-p", "/boot/grub",
-                "-c", config, "-o", core, *_GRUB_MODULES,
-            ],
-            timeout_s=60,
-            environment={"LD_LIBRARY_PATH": f"{self._tools}/usr/lib/x86_64-linux-gnu"},
+        run_unpacked(
+            self._tools, "usr/bin/grub-mkimage", "-O", "i386-pc", "-d", self._modules, "-p", "/boot/grub",
+            "-c", config, "-o", core, *_GRUB_MODULES, timeout_s=60,
         )  # fmt: skip
         return core.read_bytes()

@@ -35,8 +35,7 @@ def decompress(data: bytes, unpacker: Unpacker) -> bytes:
     if kind is None:
         return data
     if kind == "xz":
-        # What follows the stream (the kernel's size field) is no error for the decompressor object.
-        return lzma.LZMADecompressor().decompress(data)
+        return lzma.decompress(data)
     if kind == "gzip":
         return gzip.decompress(data)
     return unpacker(kind, data)
@@ -53,7 +52,10 @@ def bare_kernel(bzimage: bytes, unpacker: Unpacker) -> bytes:
     setup_sectors = bzimage[0x1F1] or 4
     offset, length = struct.unpack_from("<II", bzimage, 0x248)
     start = (setup_sectors + 1) * 512 + offset
-    kernel = decompress(bzimage[start : start + length], unpacker)
+    payload = bzimage[start : start + length]
+    if compression(payload) in ("lz4", "zstd", "xz"):
+        payload = payload[:-4]  # the kernel's build appends the size of what it compressed
+    kernel = decompress(payload, unpacker)
     if not kernel.startswith(b"\x7fELF"):
         raise ImageBuildError("the kernel package's vmlinuz holds no ELF kernel that could be unpacked")
     return kernel
@@ -69,18 +71,21 @@ def module_name(path: str) -> str:
 
 
 def read_modules(
-    wanted: Iterable[str], read: Callable[[frozenset[str]], Mapping[str, bytes]]
+    wanted: Iterable[str],
+    read: Callable[[frozenset[str]], Mapping[str, bytes]],
+    *,
+    optional: frozenset[str] = frozenset(),
 ) -> dict[str, bytes]:
     """The modules ``wanted`` and all that they depend on, by name.
 
     ``read`` returns the (decompressed) modules of the given names, as far as they exist, empty for those that are
     part of the kernel itself; it is called again for dependencies that were not asked for. Raises
-    `ImageBuildError` for a module that does not exist.
+    `ImageBuildError` for a module that does not exist and is not ``optional``.
     """
     names = list(wanted)
     known: dict[str, bytes] = {}
     while missing := frozenset(_closure(names, known)) - known.keys():
-        found = read(missing)
+        found = dict.fromkeys(missing & optional, b"") | read(missing)
         if lost := missing - found.keys():
             raise ImageBuildError(f"the kernel package has no module {', '.join(sorted(lost))}")
         known.update(found)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import tarfile
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageBuildError
-from pytest_vmfest.images.recipes.tools import find_program
+from pytest_vmfest.images.recipes.tools import find_program, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 
 # Folders that are links into /usr on a merged-/usr system; older packages still ship them as folders.
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -76,3 +79,17 @@ def unpack(packages: Iterable[Path], folder: Path, wanted: Callable[[str], bool]
                 assert source is not None
                 target.write_bytes(source.read())
                 target.chmod(member.mode & 0o777)
+
+
+def run_unpacked(tree: Path, program: str, *arguments: str | Path, timeout_s: float) -> str:
+    """Run a program that was unpacked below ``tree`` with the loader and the libraries from there."""
+    return run([tree / LOADER, "--library-path", tree / LIBRARIES, tree / program, *arguments], timeout_s=timeout_s)
+
+
+def linked_libraries(tree: Path, program: Path) -> dict[str, Path]:
+    """The libraries that ``program`` is linked with, directly or not, by name; all must be below ``tree``."""
+    command = [tree / LOADER, "--inhibit-cache", "--library-path", tree / LIBRARIES, "--list", program]
+    listing = run(command, timeout_s=20)
+    if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
+        raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")
+    return {name: Path(path) for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listing, re.MULTILINE)}

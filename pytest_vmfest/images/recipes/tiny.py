@@ -26,7 +26,7 @@ from pytest_vmfest.images.recipes.host import (
     work_folder,
 )
 from pytest_vmfest.images.recipes.kernel import bare_kernel, decompress, in_order, module_name, read_modules
-from pytest_vmfest.images.recipes.packages import merged, pick, unpack
+from pytest_vmfest.images.recipes.packages import LIBRARIES, LOADER, linked_libraries, merged, pick, run_unpacked, unpack
 from pytest_vmfest.images.recipes.tools import run
 from pytest_vmfest.progress import Step
 from pytest_vmfest.specs import DirectBoot, ImageModel, Login
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 _TASK = "image tiny"
 _DISK_MIB = 1024
 _GUEST = Path(__file__).parent / "guest/tiny"
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 _KERNEL_PACKAGES = {"debian": "linux-image-amd64", "ubuntu": "linux-image-virtual"}
 _PACKAGES = ("busybox-static", "openssh-server", "grub-common", "grub-pc-bin", "zstd", "lz4")
@@ -56,13 +55,14 @@ _NOT_NEEDED = (
 
 # Files of the packages that are used at all, at their merged paths.
 _WANTED = (
-    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/lib64/*", f"{_LIBRARIES}/*.so*",
+    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/lib64/*", f"{LIBRARIES}/*.so*",
     "usr/bin/grub-mkimage", "usr/lib/grub/i386-pc/*", "usr/bin/zstd", "usr/bin/lz4",
 )  # fmt: skip
 
 # Modules that every guest loads first of all, and those for devices that it finds, by patterns of modaliases.
 _ALWAYS = ("crc32c_generic", "ext4", "af_packet", "button", "evdev")
-_DRIVERS = {
+_OPTIONAL = frozenset({"crc32c_generic"})  # gone in newer kernels
+_DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
     "pci": {
         "pci:v00001AF4*": ("virtio_pci",),
         "pci:v00008086d0000100[4EF]*": ("e1000",),
@@ -124,7 +124,7 @@ def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
         debs = apt.download([_KERNEL_PACKAGES[distribution()], *_PACKAGES])
         progress(Step(_TASK, "unpacking"))
         tools = work / "packages"
-        kernel_debs = [deb for deb in debs if re.match(r"linux-(image|modules)-\d", deb.name)]
+        kernel_debs = [deb for deb in debs if re.match(r"linux-\w+-\d", deb.name)]
         unpack((deb for deb in debs if deb not in kernel_debs), tools, _is_wanted)
         kernel, modules = _kernel(kernel_debs, tools)
         progress(Step(_TASK, "assembling the guest"))
@@ -160,20 +160,19 @@ def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]
     images: list[bytes] = []
     builtin: set[str] = set()
 
+    def is_kernel(path: str) -> bool:
+        return path.startswith("boot/vmlinuz-") or fnmatch.fnmatchcase(path, "usr/lib/modules/*/vmlinuz")
+
     def read(names: frozenset[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
 
         def wanted(path: str) -> bool:
-            return (
-                (not images and path.startswith("boot/vmlinuz-"))
-                or path.endswith("/modules.builtin")
-                or (path.startswith("usr/lib/modules/") and ".ko" in path and module_name(path) in names)
-            )
+            return is_kernel(path) or path.endswith("/modules.builtin") or (".ko" in path and module_name(path) in names)
 
         for deb in debs:
             for path, content in pick(deb, wanted).items():
-                if path.startswith("boot/"):
-                    images.append(content)
+                if is_kernel(path):
+                    images[:] = [content]
                 elif path.endswith("/modules.builtin"):
                     builtin.update(module_name(line) for line in content.decode().splitlines())
                 else:
@@ -181,7 +180,9 @@ def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]
         return found | dict.fromkeys(names & builtin, b"")
 
     drivers = [name for table in _DRIVERS.values() for names in table.values() for name in names]
-    modules = read_modules([*_ALWAYS, *drivers], read)
+    modules = read_modules([*_ALWAYS, *drivers], read, optional=_OPTIONAL)
+    if not images:
+        raise ImageBuildError("the kernel packages hold no vmlinuz")
     return images[0], modules
 
 
@@ -189,13 +190,9 @@ def _unpack(tools: Path, program: str, data: bytes) -> bytes:
     """``data`` decompressed by zstd or lz4 from the unpacked packages."""
     packed, plain = tools / "packed", tools / "plain"
     packed.write_bytes(data)
-    environment = {"LD_LIBRARY_PATH": str(tools / _LIBRARIES)}
-    run(
-        [tools / "usr/bin" / program, "-q", "-f", "-d", packed, "-o" if program == "zstd" else plain]
-        + ([plain] if program == "zstd" else []),
-        timeout_s=60,
-        environment=environment,
-    )
+    # lz4 names its output by position, zstd by option.
+    output = ("-o", plain) if program == "zstd" else (plain,)
+    run_unpacked(tools, f"usr/bin/{program}", "-q", "-f", "-d", packed, *output, timeout_s=60)
     return plain.read_bytes()
 
 
@@ -221,6 +218,11 @@ def _make_root(root: Path, tools: Path, identity: Identity) -> None:
     for name in ("etc", "usr"):
         shutil.copytree(_GUEST / name, root / name, dirs_exist_ok=True)
     _add_busybox(root, tools)
+    # Without the server's re-execution of itself a connection costs less; newer versions do it differently.
+    flags = "" if (tools / "usr/lib/openssh/sshd-session").exists() else " -r"
+    inittab = root / "etc/inittab"
+    inittab.write_text(inittab.read_text().replace("/sshd -D -e", f"/sshd -D -e{flags}"))
+    (root / "lib64/ld-linux-x86-64.so.2").symlink_to(f"/{LOADER}")
     for program in (tools / "usr/sbin/sshd", *tools.glob("usr/lib/openssh/sshd-*")):
         _add_program(root, tools, program)
     shutil.copyfile("/etc/os-release", root / "etc/os-release")
@@ -252,25 +254,11 @@ def _add_busybox(root: Path, tools: Path) -> None:
 
 
 def _add_program(root: Path, tools: Path, program: Path) -> None:
-    """Copy a program and the libraries that it is linked with, as the guest's own loader finds them."""
-    loader = tools / _LIBRARIES / "ld-linux-x86-64.so.2"
-    place = root / program.relative_to(tools)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(program, place)
-    listing = run(
-        [loader, "--inhibit-cache", "--library-path", tools / _LIBRARIES, "--list", program], timeout_s=20
-    )
-    if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
-        raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")
-    for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listing, re.MULTILINE):
-        target = root / _LIBRARIES / Path(name).name
-        target.parent.mkdir(exist_ok=True)
-        if not target.exists():
-            shutil.copy(path, target)
-    link = root / "usr/lib64/ld-linux-x86-64.so.2"
-    if not link.exists():
-        shutil.copy(loader, root / _LIBRARIES / loader.name)
-        link.symlink_to(f"../lib/x86_64-linux-gnu/{loader.name}")
+    """Copy a program and the libraries that it is linked with."""
+    for path in (program, tools / LOADER, *linked_libraries(tools, program).values()):
+        place = root / path.relative_to(tools)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
 
 
 def _make_boot(root: Path, folder: Path, tools: Path, kernel: bytes, modules: dict[str, bytes]) -> None:
