@@ -4,8 +4,9 @@ A TCP connection proves nothing. QEMU's user network (libslirp) accepts for the 
 when nobody listens there yet it closes the connection again, and when the guest's network is not up yet it
 repeats its SYN to the guest only after 6 s and then every 12 s (TCPTV_SRTTDFLT, TCPTV_REXMTMAX), so that a
 connection made too early hangs. An emulated guest may, on the other hand, take seconds from accepting to
-its banner, and each connection costs it a process. So a few connections are kept waiting, begun at growing
-intervals, and the first to show a banner wins.
+its banner, and each connection costs it a process. So a few connections are kept waiting, begun at intervals
+that grow with the time waited: what is lost stays a small share of the whole, and a slow guest is not flooded.
+The first to show a banner wins.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
 _WATCH_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.2
-_FIRST_HEDGE_S, _LONGEST_HEDGE_S = 1.5, 10.0
 _GROWTH = 1.5
-_MOST_ATTEMPTS = 3
+# A guest that took ten seconds to come so far is asked again after one more.
+_SHORTEST_HEDGE_S, _HEDGE_SHARE = 0.2, 0.1
+_MOST_ATTEMPTS = 5
 
 # What cannot be an SSH banner's beginning is given this long to become one: RFC 4253, section 4.2 allows
 # a server to send other lines first.
@@ -147,11 +149,9 @@ class _Hunt:
         self._started = 0
         self._attempts: list[_Attempt] = []
         self._selector = selectors.DefaultSelector()
-        self._next_at = time.monotonic()
+        self._began = self._next_at = time.monotonic()
         self._pause_s = _FIRST_PAUSE_S
-        self._hedge_s = _FIRST_HEDGE_S
         self._last_failure = ""
-        self._refused = False
 
     def start_what_is_due(self) -> None:
         """Begin another attempt if it is time; the oldest has to go when there are too many."""
@@ -159,10 +159,6 @@ class _Hunt:
             return
         if len(self._attempts) == _MOST_ATTEMPTS:
             self._drop(self._attempts[0])
-        if self._attempts and not self._refused:
-            # Nothing but silence so far: the guest is slow, and every attempt slows it further.
-            self._hedge_s = min(self._hedge_s * _GROWTH, _LONGEST_HEDGE_S)
-        self._refused = False
         family, address = self._addresses[self._started % len(self._addresses)]
         self._started += 1
         try:
@@ -172,7 +168,8 @@ class _Hunt:
             return
         self._attempts.append(attempt)
         self._selector.register(attempt.socket, selectors.EVENT_WRITE, attempt)
-        self._next_at = attempt.started + self._hedge_s
+        waited_s = attempt.started - self._began
+        self._next_at = attempt.started + max(_SHORTEST_HEDGE_S, _HEDGE_SHARE * waited_s)
 
     def look(self, timeout_s: float) -> _Attempt | None:
         """Wait until something happens, ``timeout_s`` at most; the attempt that has its banner, if any."""
@@ -202,7 +199,6 @@ class _Hunt:
         if error.errno not in _NOT_YET:
             raise RemoteError(f"{self._endpoint}: cannot connect: {error}") from error
         self._last_failure = said.decode("utf-8", "replace").strip() or str(error.strerror)
-        self._refused = True
         self._next_at = time.monotonic() + self._pause_s
         self._pause_s = min(self._pause_s * _GROWTH, _LONGEST_PAUSE_S)
 

@@ -48,17 +48,17 @@ class Upload:
                 raise TransferError(f"{what}: it is no file, folder or link, but a {_kind(mode)}")
 
     def _put_folder(self, what: str, local: Path, remote: str, mode: int) -> None:
-        with local_errors(what):
+        with local_errors(what, local):
             entries = sorted(os.scandir(local), key=lambda entry: entry.name)
         _make_folder(self._session, remote, mode | stat.S_IRWXU)
         for entry in entries:
-            with local_errors(what):
+            with local_errors(what, local):
                 entry_mode = entry.stat(follow_symlinks=False).st_mode
             self.put(local / entry.name, posixpath.join(remote, entry.name), entry_mode)
         self._session.ask(SFTPClient.chmod, encoded(remote), mode)
 
     def _put_link(self, what: str, local: Path, remote: str) -> None:
-        with local_errors(what):
+        with local_errors(what, local):
             points_to = os.fsencode(local.readlink())
         try:
             self._session.ask(SFTPClient.symlink, points_to, encoded(remote))
@@ -86,7 +86,7 @@ class Download:
                 self._get_folder(what, remote, local, mode & _PERMISSIONS, inner=inner)
             elif stat.S_ISLNK(mode):
                 points_to = self._session.ask(SFTPClient.readlink, encoded(remote)) or ""
-                with local_errors(what):
+                with local_errors(what, local):
                     if local.is_symlink():
                         local.unlink()
                     local.symlink_to(points_to)
@@ -98,7 +98,7 @@ class Download:
     def _get_folder(self, what: str, remote: str, local: Path, mode: int, *, inner: bool) -> None:
         # The library takes bytes here as well, its type stubs do not.
         entries = self._session.ask(SFTPClient.listdir_attr, cast("str", encoded(remote)))
-        with local_errors(what):
+        with local_errors(what, local):
             try:
                 local.mkdir(mode=mode | stat.S_IRWXU)
             except FileExistsError:
@@ -108,7 +108,7 @@ class Download:
             if "/" in entry.filename or "\0" in entry.filename:
                 raise TransferError(f"{what}: the guest lists an impossible name: {entry.filename!r}")
             self.get(posixpath.join(remote, entry.filename), local / entry.filename, entry, inner=True)
-        with local_errors(what):
+        with local_errors(what, local):
             local.chmod(mode)
 
     def _get_file(
@@ -116,14 +116,27 @@ class Download:
     ) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_NOFOLLOW if inner else 0)
         chunks = self._session.read_file(encoded(remote), attributes.st_size or 0)
-        with local_errors(what):
+        with local_errors(what, local):
             file = os.fdopen(os.open(local, flags, 0o600), "wb", buffering=0)
-        with file, contextlib.closing(chunks):
+        with file, contextlib.closing(chunks), _whole_or_none(local, file.fileno()):
             for chunk in chunks:
-                with local_errors(what):
-                    file.write(chunk)
-            with local_errors(what):
+                rest = memoryview(chunk)
+                while rest:
+                    with local_errors(what, local):
+                        rest = rest[file.write(rest) :]
+            with local_errors(what, local):
                 os.fchmod(file.fileno(), (attributes.st_mode or 0) & _PERMISSIONS)
+
+
+@contextlib.contextmanager
+def _whole_or_none(path: Path, descriptor: int) -> Iterator[None]:
+    """Remove the file that is written in the block if it does not get done."""
+    try:
+        yield
+    except BaseException:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def encoded(remote: str) -> bytes:
@@ -176,11 +189,11 @@ def write_file(session: SftpSession, remote: str, chunks: Iterable[bytes], mode:
 
 
 def _chunks(what: str, local: Path) -> Iterator[bytes]:
-    with local_errors(what):
+    with local_errors(what, local):
         file = local.open("rb", buffering=0)
     with file:
         while True:
-            with local_errors(what):
+            with local_errors(what, local):
                 chunk = file.read(CHUNK_BYTES)
             if not chunk:
                 return
@@ -194,12 +207,12 @@ def _kind(mode: int) -> str:
 
 
 @contextlib.contextmanager
-def local_errors(what: str) -> Iterator[None]:
-    """Say of an error on this host what failed thereby."""
+def local_errors(what: str, path: Path) -> Iterator[None]:
+    """Say of an error on this host what failed thereby, and where."""
     try:
         yield
     except OSError as error:
-        raise TransferError(f"{what}: {reason(error)} (on this host: {error.filename})") from error
+        raise TransferError(f"{what}: {reason(error)} (on this host: {error.filename or path})") from error
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Files:
     def put(self, local: Path, remote: str, deadline: Deadline) -> None:
         """Copy to the guest; `Remote.put` says the rest."""
         what = f"put {local} to {self._where}:{remote}"
-        with local_errors(what):
+        with local_errors(what, local):
             mode = local.stat().st_mode
             name = local.name if local.name not in ("", "..") else local.resolve().name
         with self._use(what, deadline) as session:
@@ -65,7 +65,7 @@ class Files:
             with refusals(what, session, remote):
                 attributes = session.ask(SFTPClient.stat, encoded(remote))
                 name = posixpath.basename(session.ask(SFTPClient.normalize, encoded(remote)))
-            with local_errors(what):
+            with local_errors(what, local):
                 if local.is_dir():
                     local /= name
                 else:

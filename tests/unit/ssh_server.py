@@ -218,12 +218,14 @@ class ParamikoServer(Server):
         authorized: paramiko.PKey | None = None,
         interactive: bool = False,
         on_command: Callable[[paramiko.Channel], bool] = lambda channel: False,
+        sftp: type[paramiko.SFTPServerInterface] | None = None,
     ) -> None:
         self.host_keys = host_keys
         self.password = password
         self.authorized = authorized
         self.interactive = interactive
         self.on_command = on_command
+        self.sftp = sftp
         self.tried: list[str] = []
         super().__init__(self._talk)
 
@@ -237,6 +239,8 @@ class ParamikoServer(Server):
         with paramiko.Transport(sock) as transport:
             for key in self.host_keys:
                 transport.add_server_key(key)
+            if self.sftp is not None:
+                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, self.sftp)
             transport.start_server(event=threading.Event(), server=_Rules(self))
             transport.join()
             # A timer that paramiko leaves running when a handshake breaks off.
