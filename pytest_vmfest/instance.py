@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import MachineNotFoundError
@@ -10,6 +11,7 @@ from pytest_vmfest.keyboard import parse_keys
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -36,15 +38,18 @@ class Instance:
     Every operation is idempotent: what is already so stays so. Errors are `DriverError` and its kin.
     """
 
-    def __init__(self, driver: Driver, name: str, image: ImageModel) -> None:
-        """Take hold of an existing machine; use `Server.instance` or `Server.find`."""
+    def __init__(self, driver: Driver, name: str, image: Callable[[], ImageModel]) -> None:
+        """Take hold of an existing machine; use `Server.instance` or `Server.find`.
+
+        ``image`` is asked when the model is needed, which it is not to operate the machine.
+        """
         self._driver = driver
+        self._find_image = image
         self.name = name
-        self.image = image
 
     def __repr__(self) -> str:
-        """``<Instance backup-machine of tiny>``."""
-        return f"<Instance {self.name} of {self.image.name}>"
+        """``<Instance backup-machine>``."""
+        return f"<Instance {self.name}>"
 
     def __enter__(self) -> Instance:
         """Return the instance itself."""
@@ -55,6 +60,11 @@ class Instance:
     ) -> None:
         """Destroy the machine."""
         self.destroy()
+
+    @cached_property
+    def image(self) -> ImageModel:
+        """The model that the machine is a clone of; `ImageNotFoundError` if it is gone from the store."""
+        return self._find_image()
 
     @property
     def driver(self) -> Driver:

@@ -13,6 +13,7 @@ from pytest_vmfest.config import OPTIONS, load_settings
 from pytest_vmfest.errors import ConfigurationError, VmfestError
 from pytest_vmfest.fixtures import RUN, _vm_default_image, vm_group, vm_image, vm_instance, vm_server
 from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
+from pytest_vmfest.progress import LineProgress
 from pytest_vmfest.run import Run
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = load_settings(command_line=config.getoption, ini=config.getini)
     except ConfigurationError as error:
         raise pytest.UsageError(f"vmfest: {error}") from None
-    config.stash[RUN] = Run.from_environment(settings, report.Teller(config))
+    config.stash[RUN] = Run.from_environment(settings, LineProgress(report.line_writer(config)))
     _exit_on_sigterm()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,49 +10,31 @@ from typing import TYPE_CHECKING, Any
 from pytest_vmfest.run import Kept, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
     from _pytest.terminal import TerminalReporter
 
-    from pytest_vmfest.progress import Step
     from pytest_vmfest.run import Run
 
-# A step that only counts bytes is told again after this many seconds.
-_EVERY_S = 5.0
 WORKER_KEY = "vmfest"
 
 
-class Teller:
-    """Shows progress while pytest captures output: in the terminal, or in a worker on standard error."""
+def line_writer(config: pytest.Config) -> Callable[[str], None]:
+    """Writes lines while pytest captures output: to the terminal, or in a worker to standard error."""
+    plugins = config.pluginmanager
 
-    def __init__(self, config: pytest.Config) -> None:
-        """Remember where pytest's terminal and capture are to be found."""
-        self._config = config
-        self._last = ""
-        self._told = 0.0
-
-    def __call__(self, step: Step) -> None:
-        """Tell one step: at once when it is a new one, else every few seconds."""
-        now = time.monotonic()
-        text = f"{step.task}: {step.text}"
-        if text == self._last and now - self._told < _EVERY_S:
-            return
-        if step.total and step.done:
-            amount = f" {step.done >> 20} of {step.total >> 20} MiB ({100 * step.done // step.total} %)"
-        else:
-            amount = ""
-        self._last, self._told = text, now
-        self._write(f"vmfest: {text}{amount}")
-
-    def _write(self, line: str) -> None:
-        plugins = self._config.pluginmanager
+    def write(line: str) -> None:
         reporter: Any = plugins.get_plugin("terminalreporter")
-        if reporter is None or hasattr(self._config, "workerinput"):
-            print(line, file=sys.__stderr__, flush=True)
+        if reporter is None or hasattr(config, "workerinput"):
+            print(f"vmfest: {line}", file=sys.__stderr__, flush=True)
             return
         capture: Any = plugins.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
-            reporter.write_line(line)
+            reporter.write_line(f"vmfest: {line}")
+
+    return write
 
 
 def to_worker_output(run: Run) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Server:
         model = self.image(image)
         request = VmRequest(hardware=hardware, network=network, permanent=permanent)
         self.driver.create(self._spec(name, model, request, tags=tags or {}))
-        return Instance(self.driver, name, model)
+        return Instance(self.driver, name, lambda: model)
 
     def machines(self) -> list[Instance]:
         """All machines of this driver and store, also those of other processes, oldest first."""
@@ -162,7 +162,7 @@ class Server:
         return self._found(name, infos[name].image)
 
     def _found(self, name: str, image: str) -> Instance:
-        return Instance(self.driver, name, self._driver.own_image(image) or self.images.get(image))
+        return Instance(self.driver, name, lambda: self._driver.own_image(image) or self.images.get(image))
 
     # --- nodes -------------------------------------------------------------------------------------
 

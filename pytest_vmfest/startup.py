@@ -67,7 +67,7 @@ class Startup:
         self._stage = "created"
         self._login_began: float | None = None
         self._timings: dict[str, float] = {}
-        self.instance = Instance(driver, plan.spec.name, plan.spec.image)
+        self.instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
 
     def run(self, give_up: Callable[[], None]) -> Node:
         """Create, boot, connect and introduce the node; ``give_up`` may raise `GivenUpError` in between.

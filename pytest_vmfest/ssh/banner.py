@@ -4,9 +4,9 @@ A TCP connection proves nothing. QEMU's user network (libslirp) accepts for the 
 when nobody listens there yet it closes the connection again, and when the guest's network is not up yet it
 repeats its SYN to the guest only after 6 s and then every 12 s (TCPTV_SRTTDFLT, TCPTV_REXMTMAX), so that a
 connection made too early hangs. An emulated guest may, on the other hand, take seconds from accepting to
-its banner, and each connection costs it a process. So a few connections are kept waiting, begun at intervals
-that grow with the time waited: what is lost stays a small share of the whole, and a slow guest is not flooded.
-The first to show a banner wins.
+its banner, and each connection costs it a process. So a few connections are kept waiting, begun at
+intervals that grow with the time waited: what is lost stays a small share of the whole, and a slow guest is
+not flooded. The first to show a banner wins.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from pytest_vmfest import GroupStartError, Server, StartError
-from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.ssh import keys
 
 
@@ -78,26 +77,3 @@ def test_every_failure_of_a_group_is_told(server, silent_disk):
         server.launch_group(2, image=silent_disk)
     assert 1 <= len(caught.value.failures) <= 2
     assert "node-0" in str(caught.value) or "node-1" in str(caught.value)
-
-
-@pytest.mark.slow
-def test_two_processes_build_tiny_at_once(tmp_path):
-    """One builds, the other waits and takes what the first has built."""
-    import threading
-
-    steps: dict[int, list[str]] = {0: [], 1: []}
-
-    def build(number: int) -> None:
-        store = ImageStore(
-            tmp_path / "home",
-            identity=lambda: keys.ensure_identity(tmp_path / "home" / "keys"),
-            progress=lambda step: steps[number].append(step.text),
-        )
-        store.resolve("tiny")
-
-    threads = [threading.Thread(target=build, args=(number,)) for number in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(any("waiting" in text for text in told) for told in steps.values()) == 1

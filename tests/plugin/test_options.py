@@ -73,7 +73,7 @@ def test_durations_are_shown(pytester, run_fake):
     pytester.makepyfile("def test_it(vm_instance): pass")
     result = run_fake("--vm-durations")
     result.stdout.fnmatch_lines(
-        ["*vmfest: durations*", "*::test_it", "*image *", "*vm: clone *boot *network *", "*teardown *"]
+        ["*vmfest: durations*", "*::test_it", "*image *", "*vm: clone *boot *network *teardown *"]
     )
 
 
@@ -96,7 +96,7 @@ def test_the_header_says_what_is_configured_and_used(pytester, run_fake):
     """The header names driver and store; after collection comes what the tests will run on."""
     pytester.makepyfile("def test_it(vm_instance): pass")
     run_fake().stdout.fnmatch_lines(
-        ["vmfest: driver fake, image tiny,*store *", "*collected 1 item*", "vmfest: fake*"]
+        ["vmfest: driver fake,*image tiny", "*collected 1 item*", "vmfest: fake*, store *"]
     )
 
 

@@ -26,7 +26,7 @@ BANNER = b"SSH-2.0-OpenSSH_9.2\r\n"
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second attempts after a tenth of a second."""
-    monkeypatch.setattr(banner, "_FIRST_HEDGE_S", 0.1)
+    monkeypatch.setattr(banner, "_SHORTEST_HEDGE_S", 0.1)
 
 
 def _until_closed(sock: socket.socket) -> None:
@@ -120,7 +120,7 @@ def test_a_server_that_closes_at_once_is_asked_again() -> None:
 
 
 def test_a_server_that_speaks_late_is_waited_for() -> None:
-    """A slow guest gets its time: no second connection is made, and the banner is taken when it comes."""
+    """A slow guest gets its time: it is not flooded, and the banner is taken when it comes."""
     speak = threading.Event()
     with serving(lambda sock: (speak.wait(20), _greet(sock))) as server:
         looks = iter(range(3))
@@ -130,7 +130,7 @@ def test_a_server_that_speaks_late_is_waited_for() -> None:
                 speak.set()
 
         assert _await(server, watch=watch) == BANNER
-        assert server.connections == 1
+        assert server.connections <= 3
 
 
 @pytest.mark.usefixtures("impatient")
@@ -161,7 +161,7 @@ def test_a_slow_first_connection_may_still_win() -> None:
 
 def test_silence_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the deadline the error says what was missing; few connections were open, none is left."""
-    monkeypatch.setattr(banner, "_FIRST_HEDGE_S", 0.02)
+    monkeypatch.setattr(banner, "_SHORTEST_HEDGE_S", 0.02)
     most = open_now = 0
     lock = threading.Lock()
 
@@ -179,8 +179,8 @@ def test_silence_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(WaitTimeoutError, match=rf"{server.endpoint}.*no SSH banner.*0.6 s"):
             _await(server, 0.6, watch=lambda: looked.append(time.monotonic()))
         assert _all_closed_by_client(server)
-        assert server.connections > 3
-    assert most <= 4  # three of ours, and one that the server has not yet noticed to be closed
+        assert server.connections > 5
+    assert most <= 6  # five of ours, and one that the server has not yet noticed to be closed
     assert len(looked) >= 5
 
 
