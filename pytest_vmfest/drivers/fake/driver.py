@@ -254,7 +254,9 @@ class FakeDriver(Driver):
     def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
         """Type; the guest echoes each line on its console."""
         for stroke in strokes:
-            with self._running(name, "be typed to") as machine:
+            with self._machine(name) as machine:
+                if machine.state is not MachineState.RUNNING:
+                    raise _wrong_state(name, machine.state, "be typed to")
                 machine.type([stroke])
             time.sleep(stroke.pause_s)
 

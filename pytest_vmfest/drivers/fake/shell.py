@@ -89,6 +89,8 @@ class Shell:
         self.stop_on_error = False
         self._commands = commands
         self._status = 0
+        # An assignment's status is that of the last $(…) in it.
+        self._substituted_status = 0
 
     def run(self, text: str, streams: Streams) -> int:
         """Run a script and return its exit status."""
@@ -116,7 +118,8 @@ class Shell:
     # --- control -----------------------------------------------------------------------------------
 
     def _sequence(self, sequence: syntax.Sequence, streams: Streams) -> int:
-        self._status = 0
+        if not sequence.chains:
+            self._status = 0
         for chain in sequence.chains:
             self._chain(chain, streams)
         return self._status
@@ -179,12 +182,12 @@ class Shell:
         return self._sequence(command.otherwise, streams) if command.otherwise else 0
 
     def _simple(self, command: syntax.Simple, streams: Streams) -> int:
-        self._status = 0
+        self._substituted_status = 0
         words = [text for word in command.words for text in self._expand(word)]
         values = {name: self._text(word) for name, word in command.assignments}
         if not words:
             self.variables |= values
-            return self._redirected(command.redirects, streams, lambda inner: self._status)
+            return self._redirected(command.redirects, streams, lambda inner: self._substituted_status)
         before = dict(self.variables)
         self.variables |= values
         try:
@@ -277,7 +280,10 @@ class Shell:
     def _matching(self, said: str, pattern: str) -> list[str]:
         if not any(char in pattern.replace("[*]", "").replace("[?]", "") for char in "*?"):
             return [said]
-        return self.host.files.glob(self.path(pattern)) or [said]
+        found = self.host.files.glob(self.path(pattern))
+        if not pattern.startswith("/"):
+            found = [posixpath.relpath(path, self.folder) for path in found]
+        return found or [said]
 
     def _value(self, part: syntax.Text | syntax.Variable | syntax.Substitution) -> str:
         if isinstance(part, syntax.Text):
@@ -293,9 +299,9 @@ class Shell:
         shell = self.child()
         streams = Streams()
         try:
-            self._status = shell._sequence(part.body, streams)
+            self._substituted_status = shell._sequence(part.body, streams)
         except ExitShellError as end:
-            self._status = end.status
+            self._substituted_status = end.status
         return os.fsdecode(bytes(streams.stdout)).rstrip("\n")
 
 

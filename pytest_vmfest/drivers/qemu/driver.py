@@ -28,7 +28,7 @@ from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
     from pytest_vmfest.checks import Check
@@ -249,7 +249,8 @@ class QemuDriver(Driver):
 
     def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
         """Press and release keys on the machine's keyboard, in order; returns after the last release."""
-        with self._monitor(name, "be typed to") as monitor:
+        # QEMU drops the keys for a machine that is paused.
+        with self._monitor(name, "be typed to", states=(MachineState.RUNNING,)) as monitor:
             for stroke in strokes:
                 if stroke.keys:
                     keys = [{"type": "qcode", "data": key} for key in stroke.keys]
@@ -334,10 +335,12 @@ class QemuDriver(Driver):
         return machine, self._runner.state(machine)
 
     @contextmanager
-    def _monitor(self, name: str, purpose: str) -> Iterator[Monitor]:
+    def _monitor(
+        self, name: str, purpose: str, states: Container[MachineState] = _ON
+    ) -> Iterator[Monitor]:
         """A line to the machine, which has to be on."""
         machine, state = self._look(name)
-        if state not in _ON:
+        if state not in states:
             raise _wrong_state(name, state, purpose)
         with self._runner.monitor(machine) as monitor:
             yield monitor
