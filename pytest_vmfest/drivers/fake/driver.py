@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from contextlib import contextmanager
@@ -306,7 +307,8 @@ class FakeDriver(Driver):
         if image.disk.is_relative_to(_NOWHERE):
             return
         try:
-            size = image.disk.stat().st_size
+            with image.disk.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
         except OSError as error:
             raise ImageInvalidError(
                 f"image {image.name!r}: {image.disk} cannot be read: {error.strerror}"
