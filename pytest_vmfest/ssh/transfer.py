@@ -121,7 +121,7 @@ class Files:
             try:
                 channel = open_channel(self._transport, lambda c: c.invoke_subsystem("sftp"), deadline)
                 self._session = SftpSession(channel, deadline)
-            except (SSHException, SFTPError, EOFError) as error:
+            except (SSHException, SFTPError, EOFError, OSError) as error:
                 if broken(self._transport):
                     raise
                 raise TransferError(

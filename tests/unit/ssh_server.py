@@ -148,11 +148,10 @@ class OpenSsh(Server):
         if subsystem is not None:
             lines.append(f"Subsystem sftp {subsystem}")
         self._config.write_text("\n".join([*lines, ""]))
-        # An sshd that root starts wants this folder; where there is no such service, nobody made it.
-        self._privileges = Path("/run/sshd")
-        self._makes_privileges = os.geteuid() == 0 and not self._privileges.exists()
-        if self._makes_privileges:
-            self._privileges.mkdir(mode=0o755)
+        if os.geteuid() == 0:
+            # An sshd that root starts wants this empty folder, which its service makes where there is one. It
+            # stays: other tests that run at the same time need it, too.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self.login = Login(
             getpass.getuser(), private_key=identity.private_key, host_key=identity.host_public_key
         )
@@ -190,18 +189,15 @@ class OpenSsh(Server):
     def hang_up(self) -> None:
         """Kill the servers of all connections, and what runs under them."""
         for server in self._processes:
+            if server.poll() is not None:
+                continue
             with contextlib.suppress(psutil.NoSuchProcess):
-                for process in psutil.Process(server.pid).children(recursive=True):
+                # The server first, so that it cannot tell how its commands end.
+                whole = psutil.Process(server.pid)
+                for process in (whole, *whole.children(recursive=True)):
                     process.kill()
-            server.kill()
             server.wait()
         super().hang_up()
-
-    def close(self) -> None:
-        """End the server, its connections, and what it made."""
-        super().close()
-        if self._makes_privileges:
-            self._privileges.rmdir()
 
     def connect(self) -> SshRemote:
         """A connection to the server."""

@@ -179,8 +179,8 @@ def test_silence_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(WaitTimeoutError, match=rf"{server.endpoint}.*no SSH banner.*0.6 s"):
             _await(server, 0.6, watch=lambda: looked.append(time.monotonic()))
         assert _all_closed_by_client(server)
-        assert server.connections > 5
-    assert most <= 6  # five of ours, and one that the server has not yet noticed to be closed
+        assert server.connections > 10
+    assert most <= 11  # ten of ours, and one that the server has not yet noticed to be closed
     assert len(looked) >= 5
 
 
