@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +11,13 @@ from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import ConfigurationError, MachineNotFoundError
 from pytest_vmfest.group import NodeGroup
-from pytest_vmfest.guest import Introduction
 from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.launcher import Launcher
+from pytest_vmfest.planning import fresh_name, plan_group, plan_machine, plan_node
 from pytest_vmfest.progress import silent
-from pytest_vmfest.specs import (
-    HardwareModel,
-    ImageModel,
-    MachineSpec,
-    PrivateNic,
-    VmRequest,
-    check_label,
-    hardware_model,
-    node_names,
-)
+from pytest_vmfest.specs import ImageModel, VmRequest, check_label
 from pytest_vmfest.ssh import keys
-from pytest_vmfest.startup import Plan
 
 if TYPE_CHECKING:
     import os
@@ -38,12 +27,9 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
-    from pytest_vmfest.specs import NetworkMode
+    from pytest_vmfest.specs import HardwareModel, NetworkMode
 
 BOOT_TIMEOUT_S = 300.0
-# Private networks are closed worlds: every group can have the same addresses.
-_PRIVATE_NET = "10.77.0."
-_FIRST_HOST = 10
 
 
 class Server:
@@ -144,8 +130,9 @@ class Server:
         """
         check_label(name, "machine name")
         model = self.image(image)
-        request = VmRequest(hardware=hardware, network=network, permanent=permanent)
-        self.driver.create(self._spec(name, model, request, tags=tags or {}))
+        said = {"hardware": hardware, "network": network, "permanent": permanent}
+        request = VmRequest.parse(said, where=f"machine {name!r}")
+        self.driver.create(plan_machine(request, model, name, tags or {}))
         return Instance(self.driver, name, lambda: model)
 
     def machines(self) -> list[Instance]:
@@ -180,7 +167,8 @@ class Server:
 
         ``name`` is the node's host name; its machine gets a name of its own. Raises `StartError`.
         """
-        request = VmRequest(hardware=hardware, network=network, init_script=_path_or_text(init_script))
+        said = {"hardware": hardware, "network": network, "init_script": init_script}
+        request = VmRequest.parse(said, where="launch")
         return self.launch_request(request, self.image(image), name=name, tags=tags or {})
 
     def launch_group(
@@ -198,15 +186,8 @@ class Server:
         ``nodes`` is a number, or numbers by role such as ``{"db": 1, "web": 2}``. The group's ``with`` block
         destroys it. Raises `GroupStartError` with every node's failure.
         """
-        request = VmRequest.parse(
-            {
-                "hardware": hardware,
-                "network": network,
-                "nodes": nodes,
-                "init_script": _path_or_text(init_script),
-            },
-            where="launch_group",
-        )
+        said = {"nodes": nodes, "hardware": hardware, "network": network, "init_script": init_script}
+        request = VmRequest.parse(said, where="launch_group")
         return self.launch_group_request(request, self.image(image), tags=tags or {})
 
     def launch_request(
@@ -224,30 +205,16 @@ class Server:
 
         ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages.
         """
-        spec = self._spec(machine or _machine_name(name), model, request, tags=tags)
-        plan = Plan(spec, Introduction(check_label(name, "node name")), name, _script(request.init_script))
+        plan = plan_node(request, model, name, tags, machine)
         return self._launcher(keep_failed, progress).launch([plan])[0]
 
     def launch_group_request(
         self, request: VmRequest, model: ImageModel, *, tags: Mapping[str, str], keep_failed: bool = False
     ) -> NodeGroup:
         """`launch_group` for a validated request."""
-        network = _machine_name("net")
-        names = node_names(request.nodes or 1)
-        addresses = {name: f"{_PRIVATE_NET}{_FIRST_HOST + i}" for i, (_, name) in enumerate(names)}
-        init_script = _script(request.init_script)
-        plans = []
-        for role, name in names:
-            nic = PrivateNic(network, mac=_mac(), address=addresses[name])
-            spec = self._spec(
-                _machine_name(name),
-                model,
-                request,
-                tags={**tags, "group": network, "node": name},
-                nics=(nic,),
-            )
-            plans.append(Plan(spec, Introduction(name, (nic,), tuple(addresses.items())), role, init_script))
-        launcher = self._launcher(keep_failed)
+        network = fresh_name("net")
+        plans = plan_group(request, model, network, tags)
+        launcher = self._launcher(keep_failed, silent)
         self.driver.create_network(network)
         try:
             launched = launcher.launch(plans)
@@ -263,50 +230,7 @@ class Server:
 
         return NodeGroup(launched, destroy)
 
-    def _launcher(self, keep_failed: bool, progress: Progress = silent) -> Launcher:
+    def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
         return Launcher(
             self.driver, boot_timeout_s=self.boot_timeout_s, keep_failed=keep_failed, progress=progress
         )
-
-    def _spec(
-        self,
-        name: str,
-        model: ImageModel,
-        request: VmRequest,
-        *,
-        tags: Mapping[str, str],
-        nics: tuple[PrivateNic, ...] = (),
-    ) -> MachineSpec:
-        hardware = hardware_model(request.hardware or model.hardware or "micro")
-        return MachineSpec(
-            name=name,
-            image=model,
-            hardware=hardware.at_least(request.min_ram_mib, request.min_cores),
-            network=request.network or model.network or "local",
-            nics=nics,
-            permanent=bool(request.permanent),
-            tags=tags,
-        )
-
-
-def _machine_name(name: str) -> str:
-    """A name that no other machine has: the node's, cut to leave room, and 32 random bits."""
-    return f"{name[:50].rstrip('-')}-{secrets.token_hex(4)}"
-
-
-def _mac() -> str:
-    """A random MAC in the range that QEMU and KVM use for virtual interfaces."""
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
-
-
-def _path_or_text(script: str | os.PathLike[str] | None) -> str | Path | None:
-    return script if script is None or isinstance(script, str) else Path(script)
-
-
-def _script(script: str | Path | None) -> str | None:
-    if not isinstance(script, Path):
-        return script
-    try:
-        return script.read_text()
-    except OSError as error:
-        raise ConfigurationError(f"init_script {script} cannot be read: {error.strerror}") from None

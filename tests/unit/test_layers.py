@@ -14,7 +14,7 @@ WORDS = {"errors", "specs", "config", "waiting", "remote", "progress", "keyboard
     "checks", "shell", "guest", "openssh",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
-LIFE = {"instance", "node", "group", "launcher", "server", "startup", "link"}
+LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"}
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
 
 
