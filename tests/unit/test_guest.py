@@ -1,0 +1,68 @@
+"""What a guest is told, tried in this host's own shell with the system's tools replaced."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_vmfest.guest import Introduction
+from pytest_vmfest.specs import PrivateNic
+
+
+@pytest.fixture
+def run_here(tmp_path):
+    """Run an introduction with /etc and /sys moved into a folder and `ip` and `hostname` that only note."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "bin").mkdir()
+    for tool in ("ip", "hostname"):
+        (tmp_path / "bin" / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> {tmp_path}/calls\n')
+        (tmp_path / "bin" / tool).chmod(0o755)
+    (tmp_path / "sys/class/net/lan1").mkdir(parents=True)
+    (tmp_path / "sys/class/net/lan1/address").write_text("52:54:00:00:00:01\n")
+
+    def run(introduction: Introduction) -> subprocess.CompletedProcess[str]:
+        script = introduction.script.replace("/etc/", f"{tmp_path}/etc/").replace("/sys/", f"{tmp_path}/sys/")
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        return subprocess.run(
+            ["/bin/sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_names_are_added_once_and_others_kept(run_here, tmp_path):
+    """The hosts file keeps foreign lines; running it again, or with other nodes, leaves no old ones."""
+    hosts = tmp_path / "etc/hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    assert run_here(Introduction("db-0", hosts=(("db-0", "10.0.0.1"), ("old", "10.0.0.9")))).returncode == 0
+    assert run_here(Introduction("db-0", hosts=(("db-0", "10.0.0.1"), ("web-0", "10.0.0.2")))).returncode == 0
+    assert hosts.read_text().splitlines() == [
+        "127.0.0.1 localhost",
+        "10.0.0.1 db-0 # vmfest",
+        "10.0.0.2 web-0 # vmfest",
+    ]
+    assert (tmp_path / "etc/hostname").read_text() == "db-0\n"
+    assert "hostname db-0" in (tmp_path / "calls").read_text()
+
+
+def test_a_lone_node_knows_its_own_name(run_here, tmp_path):
+    """Without a group the name leads to the loopback interface, as Debian has it."""
+    assert run_here(Introduction("box")).returncode == 0
+    assert (tmp_path / "etc/hosts").read_text().strip() == "127.0.1.1 box # vmfest"
+
+
+def test_the_interface_is_found_by_its_mac(run_here, tmp_path):
+    """The address goes to the interface that has the MAC, whatever the guest calls it."""
+    nic = PrivateNic("net", mac="52:54:00:00:00:01", address="10.77.0.10")
+    assert run_here(Introduction("box", (nic,))).returncode == 0
+    calls = Path(tmp_path / "calls").read_text().splitlines()
+    assert "ip address replace 10.77.0.10/24 dev lan1" in calls
+    assert "ip link set lan1 up" in calls
+
+
+def test_a_missing_interface_is_told(run_here):
+    """A guest without the network card says which one is missing."""
+    done = run_here(Introduction("box", (PrivateNic("net", mac="52:54:00:00:00:02", address="10.77.0.10"),)))
+    assert done.returncode != 0
+    assert "no network interface has the MAC 52:54:00:00:00:02" in done.stderr

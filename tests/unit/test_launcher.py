@@ -1,0 +1,128 @@
+"""Starts that go well and wrong, alone and in groups, on the fake driver."""
+
+import threading
+
+import pytest
+
+from pytest_vmfest import DestroyError, GroupStartError, Server, StartError
+from pytest_vmfest.drivers.fake import FakeFault
+from pytest_vmfest.errors import ConfigurationError, MachineExistsError
+from pytest_vmfest.specs import HardwareModel
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server without a hypervisor; whatever a test does, no machine and no network may be left of it."""
+    with Server("fake", home=tmp_path, boot_timeout_s=30) as server:
+        yield server
+        server.driver.heal()
+        assert [info.name for info in server.driver.machines()] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "message"),
+    [
+        (FakeFault.CREATE_FAILS, "created", "cannot be created"),
+        (FakeFault.START_FAILS, "running", "does not start"),
+        (FakeFault.DIES, "kernel", "is aborted"),
+        (FakeFault.PANICS, "kernel", "Kernel panic - not syncing"),
+    ],
+)
+def test_a_failing_start_tells_its_stage_and_leaves_nothing(server, fault, stage, message):
+    """The error names the node, the stage and the cause; the machine is gone."""
+    server.driver.inject(fault)
+    with pytest.raises(StartError, match=message) as caught:
+        server.launch("db", image="tiny")
+    assert caught.value.stage in (stage, "running")
+    assert "node 'db' did not start" in str(caught.value)
+    assert "image tiny, 512 MiB, 1 CPU, driver fake" in str(caught.value)
+
+
+def test_a_guest_that_never_answers_is_given_up_at_the_deadline(server):
+    """The boot timeout ends the wait, and the error says how long it was."""
+    server.boot_timeout_s = 0.2
+    server.driver.inject(FakeFault.UNREACHABLE)
+    with pytest.raises(StartError, match=r"of 0\.2 s"):
+        server.launch(image="tiny")
+
+
+def test_one_failure_takes_the_whole_group_down(server):
+    """When one node fails, the others are removed, and the error names the one."""
+    server.driver.inject(FakeFault.START_FAILS, machine="web-1-*")
+    with pytest.raises(GroupStartError, match="1 of 3 nodes did not start") as caught:
+        server.launch_group({"db": 1, "web": 2}, image="tiny")
+    assert list(caught.value.failures) == ["web-1"]
+
+
+def test_every_failure_of_a_group_is_told(server):
+    """Nodes that fail by themselves are all named; those given up because of them are not."""
+    server.driver.inject(FakeFault.CREATE_FAILS)
+    with pytest.raises(GroupStartError) as caught:
+        server.launch_group(2, image="tiny")
+    assert set(caught.value.failures) <= {"node-0", "node-1"}
+    assert all(name in str(caught.value) for name in caught.value.failures)
+
+
+def test_each_node_of_a_group_fails_in_its_own_way(server):
+    """The error tells what went wrong with each node, one that never answered included."""
+    server.driver.inject(FakeFault.UNREACHABLE, machine="node-0-*")
+    server.driver.inject(FakeFault.START_FAILS, machine="node-1-*")
+    server.boot_timeout_s = 0.5
+    with pytest.raises(GroupStartError) as caught:
+        server.launch_group(2, image="tiny")
+    assert "does not start" in str(caught.value.failures["node-1"])
+
+
+def test_a_machine_that_cannot_be_destroyed_is_told_and_the_others_are_gone(server):
+    """All are tried; the error names the one that is still there."""
+    group = server.launch_group(3, image="tiny")
+    server.driver.inject(FakeFault.DESTROY_FAILS, machine="node-1-*", times=1)
+    with pytest.raises(DestroyError, match="node-1"):
+        group.destroy()
+    assert [info.tags["node"] for info in server.driver.machines()] == ["node-1"]
+    group.destroy()
+
+
+def test_a_failing_init_script_is_told_with_its_output(server):
+    """The init script's own words are in the error, and its machine is gone."""
+    with pytest.raises(StartError, match="exited with 1") as caught:
+        server.launch(image="tiny", init_script="echo no such package >&2; false")
+    assert caught.value.stage == "init_script"
+    assert "no such package" in str(caught.value)
+
+
+def test_an_init_script_can_be_a_file(server, tmp_path):
+    """A path's content is run; a path that cannot be read is a clear error."""
+    script = tmp_path / "init.sh"
+    script.write_text("echo done > /root/init")
+    with server.launch(image="tiny", init_script=script) as node:
+        assert node.read_text("/root/init") == "done\n"
+    with pytest.raises(ConfigurationError, match=r"none\.sh cannot be read"):
+        server.launch(image="tiny", init_script=tmp_path / "none.sh")
+
+
+def test_a_taken_machine_name_is_refused_and_its_owner_unharmed(server):
+    """A machine of the same name is neither replaced nor destroyed."""
+    with server.instance("mine", "tiny") as machine:
+        with pytest.raises(MachineExistsError):
+            server.instance("mine", "tiny")
+        assert server.find("mine").state is machine.state
+
+
+def test_more_memory_than_the_host_has_is_refused_at_once(server):
+    """A group that cannot fit is not begun."""
+    with pytest.raises(ConfigurationError, match="do not fit this host"):
+        server.launch_group(2, image="tiny", hardware=HardwareModel("huge", 1 << 30, 1))
+
+
+def test_an_interrupt_while_a_group_starts_leaves_nothing(server, monkeypatch):
+    """Ctrl-C during a start ends the other starts and removes what they made."""
+    import pytest_vmfest.launcher as launcher
+
+    def interrupted(futures):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launcher, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.launch_group(2, image="tiny")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-")]

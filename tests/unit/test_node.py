@@ -1,0 +1,108 @@
+"""Nodes and groups, on the fake driver."""
+
+import shlex
+
+import pytest
+
+from pytest_vmfest import CommandError, CommandTimeoutError, Server, WaitTimeoutError
+from pytest_vmfest.errors import ConnectionLostError
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server without a hypervisor."""
+    with Server("fake", home=tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def node(server):
+    """A connected node."""
+    with server.launch("box", image="tiny") as node:
+        yield node
+
+
+def test_results_and_checked_output(node):
+    """Run tells the status; check_output strips, and raises with both streams and the command."""
+    result = node.run("echo out; echo err >&2; exit 3")
+    assert (result.exit_status, result.stdout, result.stderr, result.ok) == (3, "out\n", "err\n", False)
+    assert node.check_output("echo '  x  '") == "x"
+    with pytest.raises(CommandError, match=r"box: 'echo out; exit 4' exited with 4") as caught:
+        node.check_output("echo out; exit 4")
+    assert caught.value.result.exit_status == 4
+    assert "out" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_survive(server, node):
+    """Output that is no UTF-8 comes back byte for byte."""
+    from pytest_vmfest.remote import Completed
+
+    server.driver.respond("blob", Completed(0, b"\xff\x00\xfe", b""))
+    assert node.run("blob").stdout_bytes == b"\xff\x00\xfe"
+
+
+def test_long_output_is_cut_in_errors_but_not_in_results(server, node):
+    """The error shows the end of much output, and says that there is more."""
+    server.driver.respond("chatty", lambda call: "x" * 100_000 + "THE END")
+    assert len(node.run("chatty").stdout) == 100_007
+    with pytest.raises(CommandError) as caught:
+        node.check_output("chatty; false")
+    assert "THE END" in str(caught.value)
+    assert len(str(caught.value)) < 10_000
+    assert "of 100007 characters" in str(caught.value)
+
+
+def test_a_timeout_names_node_command_and_seconds(node):
+    """The error of a command that takes too long says so."""
+    with pytest.raises(CommandTimeoutError, match=r"box: 'sleep 60' did not end within 0\.1 s"):
+        node.run("sleep 60", timeout_s=0.1)
+
+
+def test_wait_until_tells_the_last_answer(server, node):
+    """It returns once the command succeeds; else the error holds what was said last."""
+    answers = iter([1, 1, 0])
+    server.driver.respond("ready", lambda call: next(answers))
+    assert node.wait_until("ready").ok
+    with pytest.raises(WaitTimeoutError, match="exited with 1"):
+        node.wait_until("false", timeout_s=0.1)
+
+
+def test_a_broken_connection_is_made_anew(node):
+    """After the machine was off and on again, the same node answers."""
+    node.instance.power_down()
+    with pytest.raises(ConnectionLostError, match="powered off"):
+        node.run("true")
+    node.instance.start()
+    assert node.check_output("uname -s") == "Linux"
+
+
+def test_snapshot_revert_and_reboot(node):
+    """Files go back with a revert and stay over a reboot; the name is the node's."""
+    node.write_text("/root/x", "1")
+    node.snapshot("one")
+    node.write_text("/root/x", "2")
+    node.revert("one")
+    assert node.read_text("/root/x") == "1"
+    node.reboot()
+    assert node.read_text("/root/x") == "1"
+    assert node.check_output("hostname") == "box"
+
+
+def test_who_it_is(node):
+    """Name, user, image and address are told; the ssh command has them all."""
+    assert (node.name, node.user, node.image.name) == ("box", "root", "tiny")
+    words = shlex.split(node.ssh_command)
+    assert words[0] == "ssh"
+    assert words[-1] == f"root@{node.host}"
+    assert str(node.port) in words
+
+
+def test_the_nodes_of_a_group(server):
+    """Addresses are distinct, actions reach all, and errors of several are told together."""
+    with server.launch_group({"db": 1, "web": 2}, image="tiny") as group:
+        assert len({node.ip for node in group.values()}) == 3
+        assert {name: r.stdout for name, r in group.run("hostname").items()} == {n: f"{n}\n" for n in group}
+        with pytest.raises(BaseExceptionGroup, match="3 of 3 nodes failed"):
+            group.run("false", check=True)
+        hosts = group["web-0"].read_text("/etc/hosts")
+        assert all(f"{node.ip} {node.name}" in hosts for node in group.values())
