@@ -135,7 +135,7 @@ def _whole_or_none(path: Path, descriptor: int) -> Iterator[None]:
         yield
     except BaseException:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            path.unlink(missing_ok=True)
+            path.resolve().unlink(missing_ok=True)
         raise
 
 
@@ -180,6 +180,7 @@ def _make_folder(session: SftpSession, remote: str, mode: int) -> None:
 
 
 def write_file(session: SftpSession, remote: str, chunks: Iterable[bytes], mode: int | None) -> None:
+    """Write a file, and make the folders above it if they are missing."""
     try:
         session.write_file(encoded(remote), chunks, mode)
     except FileNotFoundError:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from paramiko import Channel
+
     from pytest_vmfest.ssh.protocol import GuestTransport
     from pytest_vmfest.ssh.wire import Wire
     from pytest_vmfest.waiting import Deadline
@@ -48,7 +50,7 @@ class Files:
         self._session: SftpSession | None = None
 
     def put(self, local: Path, remote: str, deadline: Deadline) -> None:
-        """Copy to the guest; `Remote.put` says the rest."""
+        """Copy to the guest; `SshRemote.put` says the rest."""
         what = f"put {local} to {self._where}:{remote}"
         with local_errors(what, local):
             mode = local.stat().st_mode
@@ -59,12 +61,14 @@ class Files:
             Upload(session, self._where).put(local, target, mode)
 
     def get(self, remote: str, local: Path, deadline: Deadline) -> None:
-        """Copy from the guest; `Remote.get` says the rest."""
+        """Copy from the guest; `SshRemote.get` says the rest."""
         what = f"get {self._where}:{remote} to {local}"
         with self._use(what, deadline) as session:
             with refusals(what, session, remote):
                 attributes = session.ask(SFTPClient.stat, encoded(remote))
-                name = posixpath.basename(session.ask(SFTPClient.normalize, encoded(remote)))
+                name = posixpath.basename(remote.rstrip("/"))
+                if name in ("", ".", ".."):
+                    name = posixpath.basename(session.ask(SFTPClient.normalize, encoded(remote)))
             with local_errors(what, local):
                 if local.is_dir():
                     local /= name
@@ -97,30 +101,30 @@ class Files:
         timeout_s = deadline.timeout()
         if not self._lock.acquire(timeout=-1 if timeout_s is None else timeout_s):
             raise late
-        try:
-            with self._wire.busy(deadline):
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._lock.release)
+            stack.enter_context(self._wire.busy(deadline))
+            try:
                 yield self._opened(what, deadline)
-        except OutOfTimeError:
-            self._drop()
-            raise late from None
-        except (SSHException, SFTPError, EOFError, OSError) as error:
-            self._drop()
-            if broken(self._transport):
-                raise late if deadline.expired else lost(what, error) from error
-            raise TransferError(f"{what}: the SFTP session broke: {reason(error)}") from error
-        except TransferError:
-            raise
-        except BaseException:
-            self._drop()
-            raise
-        finally:
-            self._lock.release()
+            except TransferError:
+                raise
+            except OutOfTimeError:
+                self._drop()
+                raise late from None
+            except (SSHException, SFTPError, EOFError, OSError) as error:
+                self._drop()
+                if broken(self._transport):
+                    raise late if deadline.expired else lost(what, error) from error
+                raise TransferError(f"{what}: the SFTP session broke: {reason(error)}") from error
+            except BaseException:
+                self._drop()
+                raise
 
     def _opened(self, what: str, deadline: Deadline) -> SftpSession:
         if self._session is None or self._session.channel.closed:
             try:
                 channel = open_channel(self._transport, lambda c: c.invoke_subsystem("sftp"), deadline)
-                self._session = SftpSession(channel, deadline)
+                self._session = _greeted(channel, deadline)
             except (SSHException, SFTPError, EOFError, OSError) as error:
                 if broken(self._transport):
                     raise
@@ -137,3 +141,12 @@ class Files:
         if session is not None:
             with contextlib.suppress(Exception):
                 session.close()
+
+
+def _greeted(channel: Channel, deadline: Deadline) -> SftpSession:
+    try:
+        return SftpSession(channel, deadline)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            channel.close()
+        raise

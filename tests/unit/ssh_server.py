@@ -110,7 +110,7 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[Server]:
 class OpenSsh(Server):
     """A real ``sshd``, one process for each connection (its inetd mode), run by and for the present user.
 
-    ``before`` is called with every new connection first.
+    No file may grow beyond ``largest_file`` bytes there. ``before`` is called with each new connection.
     """
 
     def __init__(
@@ -119,12 +119,14 @@ class OpenSsh(Server):
         identity: Identity,
         *,
         subsystem: str | None = "internal-sftp",
+        largest_file: int | None = None,
         before: Callable[[socket.socket], None] = lambda sock: None,
     ) -> None:
         folder.mkdir()
         self.home = folder
         self.log = folder / "sshd.log"
         self._before = before
+        self._largest_file = largest_file
         self._processes: list[subprocess.Popen[bytes]] = []
         host_key = folder / "host_key"
         host_key.touch(mode=0o600)
@@ -160,13 +162,18 @@ class OpenSsh(Server):
     def _spawn(self, sock: socket.socket) -> None:
         assert SSHD is not None
         self._before(sock)
+        command = [SSHD, "-i", "-e", "-f", str(self._config)]
+        if self._largest_file is not None:
+            command = ["prlimit", f"--fsize={self._largest_file}", *command]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [SSHD, "-i", "-e", "-f", self._config],
+                command,
                 stdin=sock,
                 stdout=sock,
                 stderr=log,
                 start_new_session=True,
+                # Python ignores the signal for too large a file, and so does the server then.
+                restore_signals=False,
             )
         self._processes.append(process)
         sock.close()

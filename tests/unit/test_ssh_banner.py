@@ -162,26 +162,25 @@ def test_a_slow_first_connection_may_still_win() -> None:
 def test_silence_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the deadline the error says what was missing; few connections were open, none is left."""
     monkeypatch.setattr(banner, "_SHORTEST_HEDGE_S", 0.02)
-    most = open_now = 0
-    lock = threading.Lock()
+    attempts: list[banner._Attempt] = []
 
-    def count(sock: socket.socket) -> None:
-        nonlocal most, open_now
-        with lock:
-            open_now += 1
-            most = max(most, open_now)
-        _until_closed(sock)
-        with lock:
-            open_now -= 1
+    class Counted(banner._Attempt):
+        def __init__(self, *arguments: object) -> None:
+            attempts.append(self)
+            super().__init__(*arguments)
 
-    looked: list[float] = []
-    with serving(count) as server:
+    def open_now() -> int:
+        return sum(attempt.socket.fileno() != -1 for attempt in attempts)
+
+    monkeypatch.setattr(banner, "_Attempt", Counted)
+    looked: list[int] = []
+    with serving(_until_closed) as server:
         with pytest.raises(WaitTimeoutError, match=rf"{server.endpoint}.*no SSH banner.*0.6 s"):
-            _await(server, 0.6, watch=lambda: looked.append(time.monotonic()))
+            _await(server, 0.6, watch=lambda: looked.append(open_now()))
         assert _all_closed_by_client(server)
-        assert server.connections > 10
-    assert most <= 11  # ten of ours, and one that the server has not yet noticed to be closed
-    assert len(looked) >= 5
+    assert len(attempts) > banner._MOST_ATTEMPTS
+    assert max(looked) == banner._MOST_ATTEMPTS
+    assert open_now() == 0
 
 
 def test_a_closed_port_times_out() -> None:

@@ -172,8 +172,10 @@ def test_a_link_that_is_named_is_followed(remote: SshRemote, tmp_path: Path, soo
 
     remote.put(tmp_path / "link", str(tmp_path / "put"), soon)
     remote.get(str(tmp_path / "link"), tmp_path / "got", soon)
+    (tmp_path / "folder").mkdir()
+    remote.get(str(tmp_path / "link"), tmp_path / "folder", soon)
 
-    for copy in (tmp_path / "put", tmp_path / "got"):
+    for copy in (tmp_path / "put", tmp_path / "got", tmp_path / "folder" / "link"):
         assert not copy.is_symlink()
         assert copy.read_text() == "content"
 
@@ -310,34 +312,38 @@ def test_what_is_missing_is_named(remote: SshRemote, tmp_path: Path, soon: Deadl
 
 @needs_sshd
 def test_refusals_of_the_guest(remote: SshRemote, tmp_path: Path, soon: Deadline) -> None:
-    """Denied, a folder where a file should be, a full disk: each is said as such, late ones, too."""
-    (tmp_path / "file").write_bytes(bytes(5 * MIB))
+    """What is denied, and a folder where a file should be, is said as such."""
+    (tmp_path / "file").write_text("x")
     with pytest.raises(
-        TransferError, match=r"write 1 bytes to .*:/proc/sys/kernel/version: the guest denies permission"
+        TransferError, match=r"write 1 bytes to .*:/proc/sys/kernel/version: the guest denies"
     ):
         remote.write_bytes("/proc/sys/kernel/version", b"x", soon)
     with pytest.raises(TransferError, match=r"read .*: in the guest it is a folder"):
         remote.read_bytes(str(tmp_path), soon)
-    with pytest.raises(
-        TransferError, match=r"put .* to .*:/dev/full: the guest refused, saying only 'Failure'"
-    ):
-        remote.put(tmp_path / "file", "/dev/full", soon)
-    with pytest.raises(TransferError, match=r"write .*: the guest refused"):
-        remote.write_bytes("/dev/full", b"x", soon)
+    with pytest.raises(TransferError, match=r"put .*: there is no such file or folder in the guest"):
+        remote.put(tmp_path / "file", str(tmp_path / "file" / "below"), soon)
     with pytest.raises(TransferError, match="is no path"):
         remote.read_bytes("", soon)
     assert remote.read_bytes("/proc/version", soon)
 
 
 @needs_sshd
-def test_a_full_disk_is_recognised(
-    remote: SshRemote, soon: Deadline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A write that fails without a reason, where no space is left, failed for that."""
-    monkeypatch.setattr(sftp, "_FULL_BYTES", 1 << 60)
+@pytest.mark.parametrize("size", [70_000, 10 * MIB])
+def test_a_write_that_fails_late(tmp_path: Path, identity: Identity, soon: Deadline, size: int) -> None:
+    """A failure of any write is noticed, also of the last one; a full disk is told apart."""
+    (tmp_path / "file").write_bytes(bytes(size))
+    with OpenSsh(tmp_path / "sshd", identity, largest_file=65536) as server:
+        remote = server.connect()
+        with pytest.raises(TransferError, match=r"put .*/file to .*/copy: the guest refused.*'Failure'"):
+            remote.put(tmp_path / "file", str(tmp_path / "copy"), soon)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sftp, "_FULL_BYTES", 1 << 60)
+            with pytest.raises(TransferError, match=r"write .*: no space is left on the guest's disk"):
+                remote.write_bytes(str(tmp_path / "copy"), bytes(size), soon)
+        remote.write_bytes(str(tmp_path / "copy"), b"small enough", soon)
+        remote.close()
 
-    with pytest.raises(TransferError, match="no space is left on the guest's disk"):
-        remote.write_bytes("/dev/full", b"x", soon)
+    assert (tmp_path / "copy").read_bytes() == b"small enough"
 
 
 @needs_sshd
