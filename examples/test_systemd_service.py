@@ -2,14 +2,21 @@
 
 import pytest
 
+SCRIPT = """\
+#!/bin/sh
+while :; do date +%s.%N > /run/heartbeat; sleep 0.2; done
+"""
 UNIT = """\
 [Unit]
-Description=An HTTP server for a test
+Description=A heartbeat
 
 [Service]
-ExecStart=/usr/bin/python3 -m http.server --directory /srv/www 8080
-Restart=on-failure
+ExecStart=/usr/local/bin/heartbeat
+Restart=always
 RestartSec=100ms
+
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -17,11 +24,11 @@ RestartSec=100ms
 def test_systemd_restarts_a_killed_service(vm_instance):
     """A service that is killed is started again by systemd."""
     vm = vm_instance
-    vm.check_output("mkdir -p /srv/www && echo hello > /srv/www/index.html")
-    vm.write_text("/etc/systemd/system/www.service", UNIT)
-    vm.check_output("systemctl daemon-reload && systemctl start www")
-    vm.wait_until("curl -sf http://localhost:8080/")
-    before = vm.check_output("systemctl show -p MainPID --value www")
+    vm.write_text("/usr/local/bin/heartbeat", SCRIPT)
+    vm.write_text("/etc/systemd/system/heartbeat.service", UNIT)
+    vm.check_output("chmod +x /usr/local/bin/heartbeat && systemctl enable --now heartbeat")
+    vm.wait_until("test -s /run/heartbeat")
+    before = vm.check_output("systemctl show -p MainPID --value heartbeat")
     vm.check_output(["kill", "-9", before])
-    vm.wait_until(f"pid=$(systemctl show -p MainPID --value www); [ $pid != 0 ] && [ $pid != {before} ]")
-    vm.wait_until("curl -sf http://localhost:8080/")
+    vm.wait_until(f"pid=$(systemctl show -p MainPID --value heartbeat); [ $pid -gt 0 -a $pid -ne {before} ]")
+    assert vm.check_output("systemctl show -p NRestarts --value heartbeat") == "1"

@@ -106,11 +106,12 @@ class Server:
     def image(self, selector: str | os.PathLike[str] | Mapping[str, Any] | ImageModel) -> ImageModel:
         """The model for a name, path, URL or template, built or fetched if need be.
 
-        Errors: those of `ImageStore.resolve`.
+        Errors: those of `ImageStore.resolve`, and `DriverUnavailableError`: without a hypervisor there is no
+        use in building or fetching anything.
         """
         if isinstance(selector, ImageModel):
             return selector
-        return self._driver.own_image(selector) or self.images.resolve(selector)
+        return self.driver.own_image(selector) or self.images.resolve(selector)
 
     # --- machines ----------------------------------------------------------------------------------
 

@@ -11,21 +11,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def processes(home: Path) -> list[str]:
-    """Processes that work in a store's folder or name it."""
+def processes(home: Path) -> list[psutil.Process]:
+    """Processes that work in a store's folder or name it: QEMU, network switches, and others of ours."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if process.pid != psutil.Process().pid and _ours(process, words, home):
-                found.append(f"{process.pid}: {' '.join(words)[:200]}")
+            words = " ".join(process.cmdline())
+            ours = "qemu-system" in process.name() or "pytest_vmfest" in words
+            if ours and (process.cwd().startswith(str(home)) or str(home) in words):
+                found.append(process)
     return found
-
-
-def _ours(process: psutil.Process, words: list[str], home: Path) -> bool:
-    name = words[0] if words else ""
-    machine = "qemu-system" in name or "pytest_vmfest" in " ".join(words)
-    return machine and (process.cwd().startswith(str(home)) or str(home) in " ".join(words))
 
 
 def leftovers(home: Path) -> list[str]:
@@ -33,10 +28,15 @@ def leftovers(home: Path) -> list[str]:
     return [str(path) for place in ("machines", "networks") for path in (home / place).glob("*")]
 
 
-def listening() -> set[tuple[str, int]]:
-    """Addresses on which any process of this host listens for TCP."""
-    return {
-        (connection.laddr.ip, connection.laddr.port)
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
+def ports(home: Path) -> set[int]:
+    """TCP ports on which the processes of a store listen."""
+    found: set[int] = set()
+    for process in processes(home):
+        with contextlib.suppress(psutil.Error):
+            found |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def listening() -> set[int]:
+    """TCP ports on which any process of this host listens."""
+    return {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}

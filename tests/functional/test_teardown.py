@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import scan
@@ -19,33 +20,48 @@ ENDLESS = """
 """
 
 
+class Scan:
+    """What a store's machines are made of, and whether it is gone."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ports: set[int] = set()
+
+    def see(self, machines: int) -> None:
+        """Look at the machines while they run; they are to be this many."""
+        self.ports = scan.ports(self.home)
+        assert (
+            len(self.ports) == len([p for p in scan.processes(self.home) if "qemu" in p.name()]) == machines
+        )
+
+    def nothing_is_left(self) -> None:
+        """No process, no file, and no port that was listened on."""
+        assert scan.processes(self.home) == []
+        assert scan.leftovers(self.home) == []
+        assert not self.ports & scan.listening()
+
+
 @pytest.fixture
-def clean_scan(own_home):
-    """Compare the host before and after: processes, files and listening ports."""
-    before = scan.listening()
-
-    def check() -> None:
-        assert scan.processes(own_home) == []
-        assert scan.leftovers(own_home) == []
-        assert scan.listening() <= before
-
-    return check
+def scanned(own_home):
+    """A look at the test's own store."""
+    return Scan(own_home)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_run_ended_in_the_middle_of_a_test(pytester, clean_scan, number):
+def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, number):
     """Ctrl-C and SIGTERM destroy the machine that a test is using, and pytest tells of the interrupt."""
     pytester.makepyfile(ENDLESS)
     run = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.PIPE, text=True)
     wait_for((pytester.path / "started").exists, Deadline(300), what="the test to begin", watch=_alive(run))
+    scanned.see(machines=1)
     os.kill(run.pid, number)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == (2 if number == signal.SIGINT else 128 + signal.SIGTERM), output
-    clean_scan()
+    scanned.nothing_is_left()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_run_ended_while_a_group_boots(pytester, own_home, clean_scan, number):
+def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, number):
     """The same while machines are still booting."""
     pytester.makepyfile("import pytest\n@pytest.mark.vm(nodes=2)\ndef test_it(vm_group): pass")
     run = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.PIPE, text=True)
@@ -58,10 +74,37 @@ def test_a_run_ended_while_a_group_boots(pytester, own_home, clean_scan, number)
     os.kill(run.pid, number)
     output, _ = run.communicate(timeout=60)
     assert run.returncode != 0, output
-    clean_scan()
+    scanned.nothing_is_left()
 
 
-def test_failures_errors_and_exitfirst(pytester, clean_scan):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, number):
+    """The same with xdist: the workers destroy their machines before they end."""
+    pytester.makepyfile(
+        """
+        import pathlib, pytest
+
+        @pytest.mark.parametrize("turn", range(2))
+        def test_long(vm_instance, turn):
+            pathlib.Path(f"started-{turn}").touch()
+            vm_instance.run("sleep 1000")
+        """
+    )
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-n", "2"], stdout=subprocess.PIPE, text=True)
+    wait_for(
+        lambda: len(list(pytester.path.glob("started-*"))) == 2,
+        Deadline(300),
+        what="both tests to begin",
+        watch=_alive(run),
+    )
+    scanned.see(machines=2)
+    os.kill(run.pid, number)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode != 0, output
+    scanned.nothing_is_left()
+
+
+def test_failures_errors_and_exitfirst(pytester, scanned):
     """A failing test, an error in another fixture, and -x leave nothing."""
     pytester.makepyfile(
         """
@@ -80,11 +123,11 @@ def test_failures_errors_and_exitfirst(pytester, clean_scan):
         """
     )
     pytester.runpytest_subprocess("--maxfail=2").assert_outcomes(failed=1, errors=1)
-    clean_scan()
+    scanned.nothing_is_left()
 
 
 @pytest.mark.slow
-def test_twenty_fresh_machines_one_after_the_other(pytester, clean_scan):
+def test_twenty_fresh_machines_one_after_the_other(pytester, scanned):
     """Twenty tests get a machine each that nobody used; then a scan finds nothing."""
     pytester.makepyfile(
         """
@@ -97,7 +140,7 @@ def test_twenty_fresh_machines_one_after_the_other(pytester, clean_scan):
         """
     )
     pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=20)
-    clean_scan()
+    scanned.nothing_is_left()
 
 
 def _alive(run: subprocess.Popen[str]):
