@@ -7,6 +7,7 @@ in `translated`, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import socket
@@ -39,12 +40,13 @@ class MonitorLostError(DriverError):
 
 
 class MonitorLoop:
-    """The thread that all monitors of a driver share. It starts with the first one."""
+    """The thread that all monitors of a driver share. It starts with the first one, and ends with `close`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._clients: set[QMPClient] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
         """The coroutine's result; ``TimeoutError`` when it takes longer, and then it is cancelled."""
@@ -63,14 +65,27 @@ class MonitorLoop:
                 loop, ending = self._started.result()
                 loop.call_soon_threadsafe(ending.set)
                 self._thread.join()
+                atexit.unregister(self.close)
             self._thread = None
             self._started = Future()
+
+    async def connect(self, client: QMPClient, connection: socket.socket) -> None:
+        """Connect a client, which is hung up on at the latest when the thread ends."""
+        await client.connect(connection)
+        self._clients.add(client)
+
+    async def disconnect(self, client: QMPClient) -> None:
+        """Hang up."""
+        self._clients.discard(client)
+        await _hang_up(client)
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="vmfest-qmp", daemon=True)
                 self._thread.start()
+                # A process that ends without closing its driver should not complain of asyncio's tasks.
+                atexit.register(self.close)
             return self._started.result()[0]
 
     def _serve(self) -> None:
@@ -80,6 +95,7 @@ class MonitorLoop:
         ending = asyncio.Event()
         self._started.set_result((asyncio.get_running_loop(), ending))
         await ending.wait()
+        await asyncio.gather(*map(_hang_up, list(self._clients)))
 
 
 class Monitor:
@@ -107,7 +123,7 @@ class Monitor:
         client.events.event_filter = lambda event: False
         connection.setblocking(False)
         try:
-            loop.run(client.connect(connection), deadline.timeout())
+            loop.run(loop.connect(client, connection), deadline.timeout())
         except Exception as error:
             connection.close()
             raise translated(error, machine, "the handshake") from error
@@ -136,9 +152,8 @@ class Monitor:
 
     def close(self) -> None:
         """Hang up; allowed more than once, and when QEMU has ended."""
-        # Whatever broke the connection is raised here once more, when it no longer matters.
-        with suppress(Exception):
-            self._loop.run(self._client.disconnect(), _CLOSE_TIMEOUT_S)
+        with suppress(TimeoutError, ConnectionError):
+            self._loop.run(self._loop.disconnect(self._client), _CLOSE_TIMEOUT_S)
 
 
 def connect_beside(folder: Path, name: str, timeout_s: float) -> socket.socket:
@@ -162,6 +177,12 @@ def connect_beside(folder: Path, name: str, timeout_s: float) -> socket.socket:
         connection.close()
         raise MonitorLostError(f"nobody answers on {folder / name}: {error}") from error
     return connection
+
+
+async def _hang_up(client: QMPClient) -> None:
+    # Whatever broke the connection is raised here once more, when it no longer matters.
+    with suppress(Exception):
+        await client.disconnect()
 
 
 def translated(error: Exception, machine: str, command: str) -> DriverError | WaitTimeoutError:
