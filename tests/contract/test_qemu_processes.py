@@ -211,6 +211,21 @@ def test_an_image_replaced_under_its_name(qemu_lab):
     assert json.loads(shown.stdout)["virtual-size"] == 2 << 20
 
 
+@pytest.mark.parametrize("kind", ["qcow2", "vdi", "vmdk"])
+def test_images_of_every_format(qemu_lab, kind):
+    """A guest boots from any format, and its writes go to the machine's own disk."""
+    disk = qemu_lab.home / f"disk.{kind}"
+    subprocess.run(["qemu-img", "convert", "-O", kind, qemu_lab.image.disk, disk], check=True)
+    before = disk.read_bytes()
+    qemu_lab.image = replace(qemu_lab.image, disk=disk, format=kind)
+    qemu_lab.boot()
+    qemu_lab.keep_on_disk("m", "mine")
+    qemu_lab.driver.power_down("m")
+    qemu_lab.start()
+    assert qemu_lab.kept_on_disk("m") == "mine"
+    assert disk.read_bytes() == before
+
+
 def test_direct_boot_files_are_looked_for(qemu_lab):
     """A kernel that is missing is told before anything is made."""
     boot = DirectBoot(qemu_lab.home / "no-kernel", None, "")

@@ -62,19 +62,31 @@ class FakeDriver(Driver):
     def respond(self, pattern: str, reply: FakeReply, *, machine: str = "*") -> None:
         r"""Let guests answer a command.
 
-        ``pattern`` is a regular expression for a whole script, or for one simple command in it with its
-        words joined by blanks. ``reply`` is standard output, an exit status, a `Completed`, or a function
-        that is given a `FakeCall` and returns one of these. ``machine`` is a shell pattern for the names of
-        the machines. Of several that match, the one given last answers.
+        ``pattern`` is a regular expression for one simple command, its words joined by blanks; a script
+        that is beyond the fake shell is matched as a whole. ``reply`` is standard output, an exit status, a
+        `Completed`, or a function that is given a `FakeCall` and returns one of these. ``machine`` is a
+        shell pattern for the names of the machines. Of several that match, the one given last answers.
 
-        >>> driver.respond(r"systemctl is-active (\S+)", lambda call: f"{call.match[1]} is active\n")
+        >>> from pytest_vmfest import Server
+        >>> server = Server(driver="fake")
+        >>> server.driver.respond(r"systemctl is-active (\S+)", lambda call: f"{call.match[1]} is active\n")
+        >>> with server.launch(image="tiny") as node:
+        ...     node.check_output("systemctl is-active cron")
+        'cron is active'
         """
         self._world.responders.append(Responder(re.compile(pattern), reply, machine))
 
     def inject(self, fault: FakeFault, *, machine: str = "*", times: int | None = None) -> None:
         """Let something go wrong, with the machines whose names match; ``times`` times, or always.
 
-        >>> driver.inject(FakeFault.START_FAILS, machine="web-*", times=1)
+        >>> from pytest_vmfest import Server
+        >>> from pytest_vmfest.drivers.fake import FakeFault
+        >>> server = Server(driver="fake")
+        >>> server.driver.inject(FakeFault.START_FAILS, machine="web-*", times=1)
+        >>> server.launch_group({"web": 2}, image="tiny")
+        Traceback (most recent call last):
+        pytest_vmfest.errors.GroupStartError: ...
+        >>> server.driver.heal()
         """
         self._world.inject(fault, machine, times)
 

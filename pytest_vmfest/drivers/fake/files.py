@@ -116,7 +116,7 @@ class FakeFiles:
         if old is not None:
             if parents and old.kind == "folder":
                 return
-            raise _error(errno.EEXIST, path)
+            raise _error(errno.ENOTDIR if parents else errno.EEXIST, path)
         if parents:
             self.make_folder(posixpath.dirname(where), parents=True)
         self._check_folder(posixpath.dirname(where), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import posixpath
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 ENCODING = "utf-8"
 NOT_FOUND = 127
 USAGE = 2
+
+# The user's text in what `pytest_vmfest.shell.compose` makes of it.
+_WRAPPED = re.compile(r"\{\n(.*)\n\}\Z", re.DOTALL)
 
 
 class ExitShellError(Exception):
@@ -91,19 +95,24 @@ class Shell:
         self._status = 0
         # An assignment's status is that of the last $(…) in it.
         self._substituted_status = 0
+        # Whether the last failure is one that `set -e` overlooks.
+        self._excused = False
 
     def run(self, text: str, streams: Streams) -> int:
         """Run a script and return its exit status."""
-        reply = self.host.answer(text, streams.stdin)
-        if reply is not None:
-            return _deliver(reply, streams)
         try:
-            return self._sequence(syntax.parse(text), streams)
-        except ExitShellError as end:
-            return end.status
+            program = syntax.parse(text)
         except syntax.ShellSyntaxError as error:
+            wrapped = _WRAPPED.search(text)
+            reply = self.host.answer(wrapped[1] if wrapped else text, streams.stdin)
+            if reply is not None:
+                return _deliver(reply, streams)
             streams.complain(f"fake shell: {error}")
             return USAGE
+        try:
+            return self._sequence(program, streams)
+        except ExitShellError as end:
+            return end.status
 
     def child(self, *, user: str | None = None) -> Shell:
         """A shell started from this one: it inherits, and changes nothing here."""
@@ -130,8 +139,11 @@ class Shell:
             if position and (operator == "&&") != (self._status == 0):
                 continue
             self._status = self._pipeline(pipeline, streams)
-            # POSIX, `set -e`: a failure that && or || has looked at does not end the script.
-            if self._status and self.stop_on_error and position == last and not pipeline.negated:
+            # POSIX, `set -e`: a failure that && or || has looked at does not end the script, nor does a
+            # compound command whose failure is that one.
+            if position < last or pipeline.negated:
+                self._excused = True
+            elif self._status and self.stop_on_error and not self._excused:
                 raise ExitShellError(self._status)
 
     def _pipeline(self, pipeline: syntax.Pipeline, streams: Streams) -> int:
@@ -160,13 +172,11 @@ class Shell:
         return status
 
     def _group(self, group: syntax.Group, streams: Streams) -> int:
-        reply = self.host.answer(group.source, streams.stdin)
-        if reply is not None:
-            return _deliver(reply, streams)
         if not group.subshell:
             return self._sequence(group.body, streams)
         shell = self.child()
         shell.stop_on_error = self.stop_on_error
+        self._excused = False
         try:
             return shell._sequence(group.body, streams)
         except ExitShellError as end:
@@ -183,6 +193,7 @@ class Shell:
 
     def _simple(self, command: syntax.Simple, streams: Streams) -> int:
         self._substituted_status = 0
+        self._excused = False
         words = [text for word in command.words for text in self._expand(word)]
         values = {name: self._text(word) for name, word in command.assignments}
         if not words:

@@ -71,10 +71,9 @@ class Simple:
 
 @dataclass(frozen=True)
 class Group:
-    """``{ … }``, or ``( … )`` when ``subshell``; ``source`` is the text within."""
+    """``{ … }``, or ``( … )`` when ``subshell``."""
 
     body: Sequence
-    source: str
     subshell: bool
     redirects: tuple[Redirect, ...]
 
@@ -193,12 +192,10 @@ class _Parser:
 
     def _group(self, opening: str, closing: str) -> Group:
         self._take(opening)
-        start = self._at
         body = self.sequence()
-        source = self._text[start : self._at].strip()
         if not self._take(closing):
             raise ShellSyntaxError(f"there is no {closing!r}")
-        return Group(body, source, opening == "(", self._redirects())
+        return Group(body, opening == "(", self._redirects())
 
     def _if(self) -> If:
         branches = []
@@ -289,6 +286,9 @@ class _Parser:
             if char == "#" and not started:
                 self._skip(re.compile(r"[^\n]*"))
                 break
+            if self._text.startswith("\\\n", self._at):
+                self._at += 2
+                continue
             started = True
             if char == "'":
                 end = self._text.find("'", self._at + 1)

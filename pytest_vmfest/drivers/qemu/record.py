@@ -93,7 +93,11 @@ class Store:
                     f"a machine named {record.spec.name!r} exists already in {self._folder}",
                     hint=f"remove it with: vmfest instance destroy {record.spec.name}",
                 ) from None
-        self.save(record)
+        try:
+            self.save(record)
+        except BaseException:
+            self.remove(record.spec.name)
+            raise
         return folder
 
     def save(self, record: Record) -> None:

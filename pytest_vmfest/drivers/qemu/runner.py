@@ -17,7 +17,7 @@ from pytest_vmfest.drivers.qemu.monitor import (
     MonitorLostError,
     connect_beside,
 )
-from pytest_vmfest.drivers.qemu.process import spawn
+from pytest_vmfest.drivers.qemu.process import running_in, spawn
 from pytest_vmfest.errors import DriverError, WaitTimeoutError
 from pytest_vmfest.waiting import Deadline
 
@@ -86,8 +86,9 @@ class Runner:
             self._store.save(running)
             return running
         except BaseException:
-            if process is not None:
-                process.kill(_KILL_TIMEOUT_S)
+            # An interrupt may come between the start of a process and our learning of it.
+            for left in [process] if process else running_in(self._store.folder(name).resolve()):
+                left.kill(_KILL_TIMEOUT_S)
             self.forget(name)
             self._store.save(machine.off(saved=machine.saved))
             raise

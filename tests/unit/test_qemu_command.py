@@ -1,0 +1,133 @@
+"""QEMU's command line, as a function of the spec."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pytest_vmfest.drivers.qemu.command import Wiring, command_line, mac_address
+from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic
+
+IMAGE = ImageModel("tiny", Path("/store/tiny.qcow2"), "qcow2")
+SPEC = MachineSpec("web-0", IMAGE, HardwareModel("odd", memory_mib=777, cpus=3))
+
+
+def build(spec=SPEC, **options):
+    """The command line with what most tests do not care for."""
+    options = {"program": "/bin/qemu", "accel": "tcg", "wiring": Wiring(7)} | options
+    return command_line(spec, **options)
+
+
+def values(command, option):
+    """What is given for an option, each time that it is given."""
+    return [value for before, value in pairwise(command) if before == option]
+
+
+def test_size_and_name():
+    """Memory, CPUs and name are those of the spec."""
+    command = build()
+    assert command[0] == "/bin/qemu"
+    assert values(command, "-m") == ["777M"]
+    assert values(command, "-smp") == ["3"]
+    assert values(command, "-name") == ["web-0"]
+
+
+def test_no_path_of_the_machine_is_absolute():
+    """Sockets and files of the machine are relative, so that no path grows too long for a socket."""
+    text = " ".join(build())
+    assert "disk.qcow2" in text
+    assert "path=ctl.sock" in text
+    assert "/" not in text.removeprefix("/bin/qemu")
+
+
+def test_the_accelerators():
+    """Under emulation a lean CPU and a bounded translation buffer, under KVM the host's CPU."""
+    emulated, real = build(), build(accel="kvm")
+    assert values(emulated, "-accel")[0].startswith("tcg,thread=multi,tb-size=")
+    assert values(emulated, "-cpu") == ["Nehalem"]
+    assert values(real, "-accel") == ["kvm"]
+    assert values(real, "-cpu") == ["host"]
+
+
+def test_the_disk_is_an_overlay_that_is_never_flushed():
+    """The disk is the machine's own qcow2, and nothing of it has to survive the host's power."""
+    (disk,) = (json.loads(text) for text in values(build(), "-blockdev"))
+    assert (disk["driver"], disk["file"]["filename"]) == ("qcow2", "disk.qcow2")
+    assert disk["cache"]["no-flush"]
+    assert disk["discard"] == "unmap"
+
+
+def test_direct_boot():
+    """A kernel, its initrd and its command line are passed as they are; without one, firmware boots."""
+    boot = DirectBoot(Path("/store/with, comma/vmlinux"), Path("/store/initrd"), "quiet a=b,c")
+    command = build(replace(SPEC, image=replace(IMAGE, direct_boot=boot)))
+    assert values(command, "-kernel") == ["/store/with, comma/vmlinux"]
+    assert values(command, "-initrd") == ["/store/initrd"]
+    assert values(command, "-append") == ["quiet a=b,c"]
+    assert values(build(), "-kernel") == []
+    without = replace(IMAGE, direct_boot=replace(boot, initrd=None))
+    assert values(build(replace(SPEC, image=without)), "-initrd") == []
+
+
+def test_efi_firmware():
+    """OVMF's code is read-only and shared, the variables are the machine's own."""
+    command = build(firmware=Path("/fw/code, 4M.fd"))
+    nodes = {node["node-name"]: node for node in map(json.loads, values(command, "-blockdev"))}
+    assert nodes["efi-code"]["filename"] == "/fw/code, 4M.fd"
+    assert nodes["efi-code"]["read-only"]
+    assert nodes["efi-variables"]["filename"] == "efi-variables.fd"
+    assert "pflash0=efi-code,pflash1=efi-variables" in values(command, "-machine")
+
+
+@pytest.mark.parametrize(("mode", "restricted"), [("local", False), ("nat", False), ("internal", True)])
+def test_slot_0(mode, restricted):
+    """SSH comes in through a port that QEMU chooses on loopback; only an internal machine has no way out."""
+    (network,) = values(build(replace(SPEC, network=mode)), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:0-:22" in network
+    assert "hostname=web-0" in network
+    assert ("restrict=on" in network) is restricted
+
+
+def test_private_networks():
+    """Each private NIC has its MAC and the descriptor of its connection to the network's switch."""
+    nics = (
+        PrivateNic("a", "52:54:00:00:00:0a", "10.0.0.1"),
+        PrivateNic("b", "52:54:00:00:00:0b", "10.0.0.2"),
+    )
+    wiring = Wiring(7, (11, 12))
+    command = build(replace(SPEC, nics=nics), wiring=wiring)
+    assert wiring.fds == (7, 11, 12)
+    assert [text for text in values(command, "-netdev") if text.startswith("stream")] == [
+        "stream,id=net1,server=off,addr.type=fd,addr.str=11",
+        "stream,id=net2,server=off,addr.type=fd,addr.str=12",
+    ]
+    cards = [text for text in values(command, "-device") if text.startswith("virtio-net")]
+    assert [card.split(",")[1:3] for card in cards] == [
+        ["netdev=net0", f"mac={mac_address('web-0')}"],
+        ["netdev=net1", "mac=52:54:00:00:00:0a"],
+        ["netdev=net2", "mac=52:54:00:00:00:0b"],
+    ]
+
+
+def test_macs_differ_between_machines():
+    """Slot 0 has a unicast MAC in QEMU's range, another one for another name, always the same for one."""
+    names = [f"node-{number}" for number in range(200)]
+    macs = {mac_address(name) for name in names}
+    assert len(macs) == 200
+    assert all(mac.startswith("52:54:00:") and len(mac) == 17 for mac in macs)
+    assert mac_address("node-0") == mac_address("node-0")
+
+
+def test_going_on_from_a_snapshot():
+    """A snapshot is loaded before the CPU runs, which may stay halted."""
+    assert values(build(load="saved"), "-loadvm") == ["saved"]
+    assert "-S" not in build(load="saved")
+    assert "-S" in build(load="paused:x", halted=True)
+    assert "-loadvm" not in build()
+
+
+def test_the_console_is_appended_to():
+    """The serial port goes to a file that is kept over restarts."""
+    assert "file,id=console,path=console.log,append=on" in values(build(), "-chardev")

@@ -1,0 +1,157 @@
+"""Images looked at, and overlays on them, by the real qemu-img."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_vmfest.drivers.qemu.disks import Disks
+from pytest_vmfest.errors import DriverError, ImageInvalidError, StoreError
+from pytest_vmfest.specs import DISK_FORMATS, ImageModel
+
+pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """One disk in every format, half of it filled with what cannot be compressed."""
+    folder = tmp_path_factory.mktemp("images")
+    raw = folder / "disk.raw"
+    raw.write_bytes(os.urandom(4 * MIB) + bytes(4 * MIB))
+    for kind in DISK_FORMATS:
+        if kind != "raw":
+            subprocess.run(["qemu-img", "convert", "-O", kind, raw, folder / f"disk.{kind}"], check=True)
+    return folder
+
+
+@pytest.fixture
+def disks(tmp_path):
+    """The tool, with an empty cache."""
+    return Disks("qemu-img", tmp_path / "home", tmp_path / "home" / "cache")
+
+
+def model(disk: Path, kind: str) -> ImageModel:
+    """An image model with the given disk."""
+    return ImageModel("thing", disk, kind)
+
+
+@pytest.mark.parametrize("kind", DISK_FORMATS)
+def test_sound_images(disks, images, tmp_path, kind):
+    """An overlay on a sound image of any format has the image's content."""
+    image = model(images / f"disk.{kind}", kind)
+    disks.check(image)
+    for number in range(2):
+        disks.create_overlay(image, tmp_path / f"overlay-{number}")
+    compared = subprocess.run(
+        ["qemu-img", "compare", tmp_path / "overlay-1", images / "disk.raw"], check=False
+    )
+    assert compared.returncode == 0
+    assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vdi", "vmdk"])
+@pytest.mark.parametrize("share", [0.97, 0.5, 0.01])
+def test_truncated_images(disks, images, tmp_path, kind, share):
+    """An image that was cut off, anywhere, is invalid, with its path in the error; nothing is left."""
+    whole = (images / f"disk.{kind}").read_bytes()
+    cut = tmp_path / f"cut.{kind}"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    for attempt in (disks.check, lambda image: disks.create_overlay(image, tmp_path / "overlay")):
+        with pytest.raises(ImageInvalidError, match=f"image 'thing': {cut} is "):
+            attempt(model(cut, kind))
+    assert not (tmp_path / "overlay").exists()
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("kind", DISK_FORMATS)
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>\n"])
+def test_what_is_no_image(disks, tmp_path, kind, content):
+    """An empty file, or a web page in an image's place, is no disk of any format."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(content)
+    with pytest.raises(ImageInvalidError, match="image 'thing'"):
+        disks.check(model(disk, kind))
+
+
+def test_another_format_than_it_says(disks, images):
+    """The error tells both formats."""
+    with pytest.raises(ImageInvalidError, match="holds vmdk, not qcow2"):
+        disks.check(model(images / "disk.vmdk", "qcow2"))
+
+
+def test_an_overlay_on_a_file_of_the_host(disks, tmp_path):
+    """An image must not show the guest files from outside the store as its content."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 512)
+    disk = tmp_path / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", disk], check=True)
+    with pytest.raises(ImageInvalidError, match=r"incomplete without .*secret"):
+        disks.check(model(disk, "qcow2"))
+
+
+def test_an_overlay_within_the_store(disks, images, tmp_path):
+    """An image that builds on another one of the store is fine."""
+    base = tmp_path / "home" / "base"
+    base.parent.mkdir()
+    shutil.copy(images / "disk.qcow2", base)
+    disk = tmp_path / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", disk], check=True)
+    disks.check(model(disk, "qcow2"))
+
+
+def test_a_changed_image_is_checked_anew(disks, images, tmp_path):
+    """What is remembered of an image ends with it, and does not pile up."""
+    disk = tmp_path / "disk"
+    shutil.copy(images / "disk.qcow2", disk)
+    disks.create_overlay(model(disk, "qcow2"), tmp_path / "overlay")
+    disk.write_bytes(b"something else")
+    with pytest.raises(ImageInvalidError):
+        disks.create_overlay(model(disk, "qcow2"), tmp_path / "overlay")
+    disk.write_bytes((images / "disk.qcow2").read_bytes())
+    disks.create_overlay(model(disk, "qcow2"), tmp_path / "overlay")
+    assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
+
+
+def test_the_proof_is_used_again(disks, images, tmp_path):
+    """The second machine on an image needs no program at all."""
+    image = model(images / "disk.qcow2", "qcow2")
+    disks.create_overlay(image, tmp_path / "one")
+    without = Disks("/no/such/program", tmp_path / "home", tmp_path / "home" / "cache")
+    without.check(image)
+    without.create_overlay(image, tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_snapshots_of_a_disk(disks, images, tmp_path):
+    """Tags are listed in the order they were made; applying one brings the content back."""
+    disk = tmp_path / "overlay"
+    disks.create_overlay(model(images / "disk.qcow2", "qcow2"), disk)
+    assert disks.snapshot_tags(disk) == []
+    disks.create_snapshot(disk, "off:b")
+    subprocess.run(["qemu-io", "-c", "write -P 7 0 4096", disk], check=True, stdout=subprocess.DEVNULL)
+    disks.create_snapshot(disk, "off:a")
+    assert disks.snapshot_tags(disk) == ["off:b", "off:a"]
+    disks.apply_snapshot(disk, "off:b")
+    assert (
+        subprocess.run(["qemu-img", "compare", "-q", disk, images / "disk.raw"], check=False).returncode == 0
+    )
+    disks.delete_snapshot(disk, "off:b")
+    assert disks.snapshot_tags(disk) == ["off:a"]
+    with pytest.raises(DriverError, match="qemu-img"):
+        disks.apply_snapshot(disk, "off:b")
+
+
+def test_trouble_with_the_program(images, tmp_path):
+    """A program that cannot be run, and a full disk that it tells of, are no fault of the image."""
+    image = model(images / "disk.qcow2", "qcow2")
+    with pytest.raises(DriverError, match="cannot run /no/such/program"):
+        Disks("/no/such/program", tmp_path, tmp_path / "cache").create_snapshot(image.disk, "x")
+    full = tmp_path / "full"
+    full.write_text("#!/bin/sh\necho 'qemu-img: x: Could not write: No space left on device' >&2; exit 1\n")
+    full.chmod(0o755)
+    with pytest.raises(StoreError, match="No space left"):
+        Disks(str(full), tmp_path, tmp_path / "cache").create_snapshot(image.disk, "x")
