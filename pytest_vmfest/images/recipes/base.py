@@ -19,8 +19,9 @@ class Recipe:
     """A way to make an image model on this machine.
 
     ``build(folder, identity, progress)`` writes the disk, the kernel and the initial RAM disk into the empty
-    ``folder`` and returns the model that names them; it raises `ImageBuildError`, and leaves neither processes
-    nor files outside of ``folder``. ``check()`` says which programs of the host it needs and which are missing.
+    ``folder`` and returns the model that names them. It raises `ImageBuildError`, and leaves neither
+    processes nor files outside of ``folder``. ``check()`` says which programs of the host it needs, and which
+    of them are missing.
     """
 
     name: str

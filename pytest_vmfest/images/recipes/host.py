@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+# What every recipe runs, by the package that brings it.
+COMMON_PROGRAMS = {
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+    "setpriv": "util-linux",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+}
+
 
 def os_release() -> Mapping[str, str]:
     """The host's /etc/os-release; empty where there is none."""
@@ -38,7 +47,7 @@ def distribution() -> str:
 
 
 def check_host(recipe: str) -> Check:
-    """Whether packages of this host can make a guest at all."""
+    """Whether this host's packages can make a guest at all."""
     name = f"recipe {recipe}: host"
     if platform.machine() != "x86_64":
         return Check(name, False, f"guests are x86_64, this host is {platform.machine()}")
@@ -48,10 +57,10 @@ def check_host(recipe: str) -> Check:
         return Check(name, False, error.message, error.hint)
 
 
-def check_programs(recipe: str, packages: Mapping[str, str]) -> list[Check]:
-    """One finding per program of ``packages``, which maps it to the package that brings it."""
+def check_programs(recipe: str, programs: Mapping[str, str]) -> list[Check]:
+    """One finding per program of ``programs``, which maps it to the package that brings it."""
     checks = []
-    for program, package in packages.items():
+    for program, package in programs.items():
         path = find_program(program)
         remedy = "" if path else f"apt-get install {package}"
         detail = path or f"{program} is not installed"
@@ -60,7 +69,7 @@ def check_programs(recipe: str, packages: Mapping[str, str]) -> list[Check]:
 
 
 def require(checks: list[Check]) -> None:
-    """Raise `ImageBuildError` for the findings that are not well, all at once."""
+    """Raise one `ImageBuildError` for all findings that are not well."""
     wrong = [check for check in checks if not check.ok]
     if wrong:
         packages = sorted({package for check in wrong for package in check.packages})

@@ -13,6 +13,7 @@ from pytest_vmfest.errors import ImageBuildError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     Unpacker = Callable[[str, bytes], bytes]
 
@@ -22,6 +23,9 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x02\x21\x4c\x18": "lz4",
 }
+
+# The ELF note XEN_ELFNOTE_PHYS32_ENTRY: size of the name, size of the address, 18, "Xen".
+_PVH_ENTRY = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")
 
 
 def compression(data: bytes) -> str | None:
@@ -41,19 +45,24 @@ def decompress(data: bytes, unpacker: Unpacker) -> bytes:
     return unpacker(kind, data)
 
 
-def bare_kernel(bzimage: bytes, unpacker: Unpacker) -> bytes:
-    """The uncompressed ELF kernel inside a bzImage.
+def quick_kernel(bzimage: bytes, unpacker: Unpacker) -> bytes:
+    """The uncompressed ELF kernel inside a bzImage, or the bzImage where that cannot be started.
 
-    A hypervisor starts it without the decompression that emulation makes slow. Its place is in the header's
-    ``payload_offset`` and ``payload_length`` (Linux, Documentation/arch/x86/boot.rst).
+    QEMU starts the former by the PVH protocol, without the decompression that emulation makes slow.
     """
+    kernel = _bare_kernel(bzimage, unpacker)
+    return kernel if _PVH_ENTRY.search(kernel) else bzimage
+
+
+def _bare_kernel(bzimage: bytes, unpacker: Unpacker) -> bytes:
+    # The header's payload_offset and payload_length (Linux, Documentation/arch/x86/boot.rst).
     if bzimage[0x202:0x206] != b"HdrS":
         raise ImageBuildError("the kernel package's vmlinuz is no x86 bzImage")
     setup_sectors = bzimage[0x1F1] or 4
     offset, length = struct.unpack_from("<II", bzimage, 0x248)
     start = (setup_sectors + 1) * 512 + offset
     payload = bzimage[start : start + length]
-    if compression(payload) in ("lz4", "zstd", "xz"):
+    if compression(payload) in ("lz4", "xz", "zstd"):
         payload = payload[:-4]  # the kernel's build appends the size of what it compressed
     kernel = decompress(payload, unpacker)
     if not kernel.startswith(b"\x7fELF"):
@@ -70,22 +79,40 @@ def module_name(path: str) -> str:
     return PurePosixPath(path).name.split(".ko")[0].replace("-", "_")
 
 
+def modules_from_tree(root: Path, wanted: Iterable[str], optional: frozenset[str]) -> dict[str, bytes]:
+    """`read_modules` from the (only) kernel that is installed in the file system ``root``."""
+    paths = {module_name(path.name): path for path in root.glob("usr/lib/modules/*/kernel/**/*.ko")}
+    builtin: set[str] = set()
+    for listing in root.glob("usr/lib/modules/*/modules.builtin"):
+        builtin.update(builtin_modules(listing.read_text()))
+
+    def read(names: frozenset[str]) -> dict[str, bytes]:
+        return dict.fromkeys(names & builtin, b"") | {
+            name: paths[name].read_bytes() for name in names & paths.keys()
+        }
+
+    return read_modules(wanted, read, optional)
+
+
+def builtin_modules(listing: str) -> set[str]:
+    """Names of the modules in the file ``modules.builtin``, which are part of the kernel itself."""
+    return {module_name(line) for line in listing.splitlines()}
+
+
 def read_modules(
-    wanted: Iterable[str],
-    read: Callable[[frozenset[str]], Mapping[str, bytes]],
-    *,
-    optional: frozenset[str] = frozenset(),
+    wanted: Iterable[str], read: Callable[[frozenset[str]], Mapping[str, bytes]], optional: frozenset[str]
 ) -> dict[str, bytes]:
     """The modules ``wanted`` and all that they depend on, by name.
 
-    ``read`` returns the (decompressed) modules of the given names, as far as they exist, empty for those that are
-    part of the kernel itself; it is called again for dependencies that were not asked for. Raises
+    ``read`` returns the (decompressed) modules of the given names, as far as they exist, empty for those that
+    are part of the kernel itself; it is called again for dependencies that were not asked for. Raises
     `ImageBuildError` for a module that does not exist and is not ``optional``.
     """
     names = list(wanted)
     known: dict[str, bytes] = {}
     while missing := frozenset(_closure(names, known)) - known.keys():
-        found = dict.fromkeys(missing & optional, b"") | read(missing)
+        found = dict.fromkeys(missing & optional, b"")
+        found.update(read(missing))
         if lost := missing - found.keys():
             raise ImageBuildError(f"the kernel package has no module {', '.join(sorted(lost))}")
         known.update(found)

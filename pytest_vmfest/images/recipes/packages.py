@@ -1,4 +1,4 @@
-"""Reading and unpacking Debian packages without installing them."""
+"""Reading and unpacking Debian packages without installing them, and running programs from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageBuildError
-from pytest_vmfest.images.recipes.tools import find_program, run
+from pytest_vmfest.images.recipes.tools import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 
-# Folders that are links into /usr on a merged-/usr system; older packages still ship them as folders.
+# Folders that are links into /usr on a merged-/usr system; packages may still ship them as folders.
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
@@ -32,38 +32,19 @@ def merged(name: str) -> str:
     return str(PurePosixPath("usr", *parts) if parts and parts[0] in _MERGED else PurePosixPath(*parts))
 
 
-@contextlib.contextmanager
-def _contents(package: Path) -> Iterator[tarfile.TarFile]:
-    program = find_program("dpkg-deb")
-    if program is None:
-        raise ImageBuildError("dpkg-deb is not installed", hint="recipes need Debian or Ubuntu as host")
-    process = subprocess.Popen([program, "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            yield archive
-    except tarfile.TarError as error:
-        raise ImageBuildError(f"{package.name} cannot be read: {error}") from error
-    finally:
-        process.kill()
-        process.wait()
-
-
 def pick(package: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The contents of the regular files whose merged path ``wanted`` is true of."""
+    """The contents of the regular files of ``package`` whose merged path ``wanted`` is true of."""
     found: dict[str, bytes] = {}
     with _contents(package) as archive:
         for member in archive:
             name = merged(member.name)
             if member.isfile() and wanted(name):
-                source = archive.extractfile(member)
-                assert source is not None
-                found[name] = source.read()
+                found[name] = _read(archive, member)
     return found
 
 
 def unpack(packages: Iterable[Path], folder: Path, wanted: Callable[[str], bool]) -> None:
-    """Write files and links of ``packages`` below ``folder``, at their merged paths, as this user's own."""
+    """Write files and links of ``packages`` below ``folder``, at their merged paths."""
     for package in packages:
         with _contents(package) as archive:
             for member in archive:
@@ -74,22 +55,48 @@ def unpack(packages: Iterable[Path], folder: Path, wanted: Callable[[str], bool]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if member.issym():
                     target.symlink_to(member.linkname)
-                    continue
-                source = archive.extractfile(member)
-                assert source is not None
-                target.write_bytes(source.read())
-                target.chmod(member.mode & 0o777)
+                else:
+                    target.write_bytes(_read(archive, member))
+                    target.chmod(member.mode & 0o755)
 
 
 def run_unpacked(tree: Path, program: str, *arguments: str | Path, timeout_s: float) -> str:
     """Run a program that was unpacked below ``tree`` with the loader and the libraries from there."""
-    return run([tree / LOADER, "--library-path", tree / LIBRARIES, tree / program, *arguments], timeout_s=timeout_s)
+    command: list[str | Path] = [
+        tree / LOADER,
+        "--library-path",
+        tree / LIBRARIES,
+        tree / program,
+        *arguments,
+    ]
+    return run(command, timeout_s=timeout_s)
 
 
-def linked_libraries(tree: Path, program: Path) -> dict[str, Path]:
-    """The libraries that ``program`` is linked with, directly or not, by name; all must be below ``tree``."""
+def linked_libraries(tree: Path, program: Path) -> list[Path]:
+    """The libraries below ``tree`` that ``program`` is linked with, directly or not."""
     command = [tree / LOADER, "--inhibit-cache", "--library-path", tree / LIBRARIES, "--list", program]
     listing = run(command, timeout_s=20)
     if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
         raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")
-    return {name: Path(path) for name, path in re.findall(r"^\s*(\S+) => (/\S+)", listing, re.MULTILINE)}
+    return [Path(path) for path in re.findall(r"^\s*\S+ => (/\S+)", listing, re.MULTILINE)]
+
+
+@contextlib.contextmanager
+def _contents(package: Path) -> Iterator[tarfile.TarFile]:
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        with process.stdout, tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            yield archive
+    except tarfile.TarError as error:
+        raise ImageBuildError(f"{package.name} cannot be read: {error}") from error
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    source = archive.extractfile(member)
+    assert source is not None
+    return source.read()

@@ -3,21 +3,29 @@
 Debian 12 and newer and Ubuntu 24.04 and newer can build it, as any user. The guest is busybox (its init, its
 shell, its tools), the distribution's stock kernel, and OpenSSH's server with the libraries that it needs. All
 is laid out for the shortest time from power-on to the first command, also where the CPU is emulated.
+
+Root logs in over SSH by the store's key only; on the console (serial port and screen) without a password.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageBuildError
 from pytest_vmfest.images.recipes.apt import PrivateApt
-from pytest_vmfest.images.recipes.cpio import Cpio
-from pytest_vmfest.images.recipes.disk import Grub, make_disk
+from pytest_vmfest.images.recipes.disk import (
+    GRUB_FILES,
+    GRUB_PACKAGES,
+    Grub,
+    make_file_system,
+    to_qcow2,
+    write_boot_sectors,
+)
 from pytest_vmfest.images.recipes.host import (
+    COMMON_PROGRAMS,
     check_host,
     check_programs,
     distribution,
@@ -25,14 +33,38 @@ from pytest_vmfest.images.recipes.host import (
     require,
     work_folder,
 )
-from pytest_vmfest.images.recipes.kernel import bare_kernel, decompress, in_order, module_name, read_modules
-from pytest_vmfest.images.recipes.packages import LIBRARIES, LOADER, linked_libraries, merged, pick, run_unpacked, unpack
+from pytest_vmfest.images.recipes.initrd import (
+    COMMAND_LINE,
+    GUEST,
+    MODULES,
+    OPTIONAL_MODULES,
+    driver_table,
+    make_initrd,
+)
+from pytest_vmfest.images.recipes.kernel import (
+    builtin_modules,
+    decompress,
+    in_order,
+    module_name,
+    quick_kernel,
+    read_modules,
+)
+from pytest_vmfest.images.recipes.packages import (
+    LIBRARIES,
+    LOADER,
+    linked_libraries,
+    merged,
+    pick,
+    run_unpacked,
+    unpack,
+)
 from pytest_vmfest.images.recipes.tools import run
+from pytest_vmfest.images.recipes.tree import Tree
 from pytest_vmfest.progress import Step
 from pytest_vmfest.specs import DirectBoot, ImageModel, Login
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.progress import Progress
@@ -40,80 +72,36 @@ if TYPE_CHECKING:
 
 _TASK = "image tiny"
 _DISK_MIB = 1024
-_GUEST = Path(__file__).parent / "guest/tiny"
 
 _KERNEL_PACKAGES = {"debian": "linux-image-amd64", "ubuntu": "linux-image-virtual"}
-_PACKAGES = ("busybox-static", "openssh-server", "grub-common", "grub-pc-bin", "zstd", "lz4")
+_PACKAGES = ("busybox-static", "openssh-server", "zstd", "lz4", *GRUB_PACKAGES)
 
-# Dependencies of these that the guest, or the use of their programs here, does without.
+# Dependencies that the guest, or the use of the programs here, does without.
 _NOT_NEEDED = (
-    "adduser", "coreutils", "debconf", "debconf-2.0", "dmsetup", "dpkg", "gettext-base", "init-system-helpers",
-    "initramfs-tools", "kmod", "libpam-modules", "libpam-runtime", "linux-base", "linux-firmware",
-    "linux-initramfs-tool", "lsb-base", "openssh-client", "openssh-sftp-server", "passwd", "perl", "perl-base",
-    "procps", "runit-helper", "sensible-utils", "sysvinit-utils", "tar", "ucf", "udev", "wireless-regdb",
+    "adduser", "coreutils", "debconf", "debconf-2.0", "dmsetup", "dpkg", "gettext-base",
+    "init-system-helpers", "initramfs-tools", "kmod", "libpam-modules", "libpam-runtime", "linux-base",
+    "linux-firmware", "linux-initramfs-tool", "lsb-base", "openssh-client", "openssh-sftp-server", "passwd",
+    "perl", "perl-base", "procps", "runit-helper", "sensible-utils", "sysvinit-utils", "tar", "ucf", "udev",
+    "wireless-regdb",
 )  # fmt: skip
 
 # Files of the packages that are used at all, at their merged paths.
 _WANTED = (
-    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/lib64/*", f"{LIBRARIES}/*.so*",
-    "usr/bin/grub-mkimage", "usr/lib/grub/i386-pc/*", "usr/bin/zstd", "usr/bin/lz4",
+    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/bin/zstd", "usr/bin/lz4",
+    "usr/lib64/*", f"{LIBRARIES}/*.so*", *GRUB_FILES,
 )  # fmt: skip
 
-# Modules that every guest loads first of all, and those for devices that it finds, by patterns of modaliases.
-_ALWAYS = ("crc32c_generic", "ext4", "af_packet", "button", "evdev")
-# Gone in newer kernels; not in Ubuntu's package for virtual machines.
-_OPTIONAL = frozenset({"crc32c_generic", "bochs"})
-_DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "pci": {
-        "pci:v00001AF4*": ("virtio_pci",),
-        "pci:v00008086d0000100[4EF]*": ("e1000",),
-    },
-    "virtio": {
-        "virtio:d00000001*": ("virtio_net",),
-        "virtio:d00000002*": ("virtio_blk",),
-        "virtio:d00000003*": ("virtio_console",),
-        "virtio:d00000004*": ("virtio_rng",),
-        "virtio:d00000008*": ("virtio_scsi", "sd_mod"),
-    },
-    # Where no virtio disk was found; probing them takes long.
-    "disks": {
-        "pci:*bc01sc06*": ("ahci", "sd_mod"),
-        "pci:v00008086d00007[01]1[01]*": ("ata_piix", "sd_mod"),
-    },
-    "screens": {
-        "pci:v00001234d00001111*": ("bochs",),
-    },
-}
+# The screen's driver: a direct boot leaves the kernel without one. Ubuntu has it in a package of its own.
+_SCREENS = {"pci:v00001234d00001111*": ("bochs",)}
+_OPTIONAL = OPTIONAL_MODULES | {"bochs"}
 
-_MODES = {
-    "etc/shadow": 0o600,
-    "etc/ssh/ssh_host_ed25519_key": 0o600,
-    "home/user": 0o700,
-    "root": 0o700,
-    "root/.ssh": 0o700,
-    "root/.ssh/authorized_keys": 0o600,
-    "tmp": 0o1777,
-}
+_FOLDERS = ("boot", "dev", "etc", "home", "mnt", "proc", "run", "sys", "usr/local", "var/log")
 _OWNERS = {"home/user": 1000}
-
-# Kernel arguments: the second half saves time where a CPU is emulated.
-_COMMAND_LINE = (
-    "console=tty0 console=ttyS0 quiet net.ifnames=0 "
-    "nokaslr norandmaps mitigations=off noreplace-smp no_timer_check tsc=reliable cryptomgr.notests"
-)
 
 
 def check() -> list[Check]:
     """The programs of the host that a build uses."""
-    packages = {
-        "apt-get": "apt",
-        "dpkg-deb": "dpkg",
-        "setpriv": "util-linux",
-        "mke2fs": "e2fsprogs",
-        "debugfs": "e2fsprogs",
-        "qemu-img": "qemu-utils",
-    }
-    return [check_host("tiny"), *check_programs("tiny", packages)]
+    return [check_host("tiny"), *check_programs("tiny", COMMON_PROGRAMS | {"debugfs": "e2fsprogs"})]
 
 
 def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
@@ -124,23 +112,27 @@ def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
         apt.update()
         debs = apt.download([_KERNEL_PACKAGES[distribution()], *_PACKAGES])
         progress(Step(_TASK, "unpacking"))
-        tools = work / "packages"
+        packages = work / "packages"
         kernel_debs = [deb for deb in debs if re.match(r"linux-\w+-\d", deb.name)]
-        unpack((deb for deb in debs if deb not in kernel_debs), tools, _is_wanted)
-        kernel, modules = _kernel(kernel_debs, tools)
+        unpack((deb for deb in debs if deb not in kernel_debs), packages, _is_wanted)
+        kernel, modules = _read_kernel(kernel_debs, packages)
         progress(Step(_TASK, "assembling the guest"))
-        root = work / "root"
-        _make_root(root, tools, identity)
-        _make_boot(root, folder, tools, kernel, modules)
-        _set_modes(root)
+        tree = Tree(work / "root")
+        _add_system(tree, packages, identity)
+        _add_screens(tree, modules)
+        initrd = make_initrd((packages / "usr/bin/busybox").read_bytes(), modules)
+        tree.write("boot/vmlinuz", kernel)
+        tree.write("boot/initrd.img", initrd)
+        (folder / "initrd.img").write_bytes(initrd)
+        (folder / "vmlinux").write_bytes(quick_kernel(kernel, _unpacker(packages)))
         progress(Step(_TASK, "writing the disk"))
         raw = work / "disk.raw"
-        make_disk(raw, root, Grub(tools), size_mib=_DISK_MIB, command_line=_COMMAND_LINE, owners=_OWNERS)
-        disk = folder / "disk.qcow2"
-        run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], timeout_s=120)
+        write_boot_sectors(raw, Grub(packages), size_mib=_DISK_MIB, command_line=COMMAND_LINE)
+        make_file_system(raw, tree.root, _OWNERS)
+        to_qcow2(raw, folder / "disk.qcow2")
     return ImageModel(
         name="tiny",
-        disk=disk,
+        disk=folder / "disk.qcow2",
         format="qcow2",
         login=Login("root", private_key=identity.private_key, host_key=identity.host_public_key),
         os_family="linux",
@@ -148,7 +140,7 @@ def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
         os_type="Linux26_64",
         description=f"busybox and OpenSSH from {os_release().get('PRETTY_NAME', 'this host')}",
         hardware="micro",
-        direct_boot=DirectBoot(folder / "vmlinux", folder / "initrd.img", _COMMAND_LINE),
+        direct_boot=DirectBoot(folder / "vmlinux", folder / "initrd.img", COMMAND_LINE),
     )
 
 
@@ -156,8 +148,10 @@ def _is_wanted(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _WANTED)
 
 
-def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]:
-    """The bzImage, and all modules that the guest may load, in an order in which that works."""
+def _read_kernel(debs: Iterable[Path], packages: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The bzImage, and all modules that the guest may load."""
+    debs = list(debs)
+    unpacker = _unpacker(packages)
     images: list[bytes] = []
     builtin: set[str] = set()
 
@@ -165,130 +159,88 @@ def _kernel(debs: Iterable[Path], tools: Path) -> tuple[bytes, dict[str, bytes]]
         return path.startswith("boot/vmlinuz-") or fnmatch.fnmatchcase(path, "usr/lib/modules/*/vmlinuz")
 
     def read(names: frozenset[str]) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-
         def wanted(path: str) -> bool:
-            return is_kernel(path) or path.endswith("/modules.builtin") or (".ko" in path and module_name(path) in names)
+            is_module = ".ko" in path and module_name(path) in names
+            return is_module or is_kernel(path) or path.endswith("/modules.builtin")
 
+        found: dict[str, bytes] = {}
         for deb in debs:
             for path, content in pick(deb, wanted).items():
                 if is_kernel(path):
                     images[:] = [content]
                 elif path.endswith("/modules.builtin"):
-                    builtin.update(module_name(line) for line in content.decode().splitlines())
+                    builtin.update(builtin_modules(content.decode()))
                 else:
-                    found[module_name(path)] = decompress(content, lambda *data: _unpack(tools, *data))
-        return found | dict.fromkeys(names & builtin, b"")
+                    found[module_name(path)] = decompress(content, unpacker)
+        return dict.fromkeys(names & builtin, b"") | found
 
-    drivers = [name for table in _DRIVERS.values() for names in table.values() for name in names]
-    modules = read_modules([*_ALWAYS, *drivers], read, optional=_OPTIONAL)
+    screens = [name for names in _SCREENS.values() for name in names]
+    modules = read_modules([*MODULES, *screens], read, _OPTIONAL)
     if not images:
         raise ImageBuildError("the kernel packages hold no vmlinuz")
     return images[0], modules
 
 
-def _unpack(tools: Path, program: str, data: bytes) -> bytes:
-    """``data`` decompressed by zstd or lz4 from the unpacked packages."""
-    packed, plain = tools / "packed", tools / "plain"
-    packed.write_bytes(data)
-    # lz4 names its output by position, zstd by option.
-    output = ("-o", plain) if program == "zstd" else (plain,)
-    run_unpacked(tools, f"usr/bin/{program}", "-q", "-f", "-d", packed, *output, timeout_s=60)
-    return plain.read_bytes()
+def _unpacker(packages: Path) -> Callable[[str, bytes], bytes]:
+    """Decompression by zstd and lz4 from the unpacked packages."""
+
+    def unpack_data(program: str, data: bytes) -> bytes:
+        packed, plain = packages / "packed", packages / "plain"
+        packed.write_bytes(data)
+        # zstd is told of its output by an option, lz4 by position.
+        output = ("-o", plain) if program == "zstd" else (plain,)
+        run_unpacked(packages, f"usr/bin/{program}", "-q", "-f", "-d", packed, *output, timeout_s=60)
+        return plain.read_bytes()
+
+    return unpack_data
 
 
-def _make_root(root: Path, tools: Path, identity: Identity) -> None:
+def _add_system(tree: Tree, packages: Path, identity: Identity) -> None:
     """The guest's root file system, without kernel and modules."""
     for name in ("bin", "sbin", "lib", "lib64"):
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")
-    for name in (
-        "boot",
-        "dev",
-        "etc",
-        "home/user",
-        "mnt",
-        "proc",
-        "root/.ssh",
-        "run",
-        "sys",
-        "tmp",
-        "var/log",
-    ):
-        (root / name).mkdir(parents=True)
-    for name in ("etc", "usr"):
-        shutil.copytree(_GUEST / name, root / name, dirs_exist_ok=True)
-    _add_busybox(root, tools)
-    # Without the server's re-execution of itself a connection costs less; newer versions do it differently.
-    flags = "" if (tools / "usr/lib/openssh/sshd-session").exists() else " -r"
-    inittab = root / "etc/inittab"
-    inittab.write_text(inittab.read_text().replace("/sshd -D -e", f"/sshd -D -e{flags}"))
-    (root / "lib64/ld-linux-x86-64.so.2").symlink_to(f"/{LOADER}")
-    for program in (tools / "usr/sbin/sshd", *tools.glob("usr/lib/openssh/sshd-*")):
-        _add_program(root, tools, program)
-    shutil.copyfile("/etc/os-release", root / "etc/os-release")
-    for name, text in {
-        "etc/hostname": "tiny",
-        "etc/ssh/ssh_host_ed25519_key": identity.host_private_key,
-        "etc/ssh/ssh_host_ed25519_key.pub": identity.host_public_key,
-        "root/.ssh/authorized_keys": identity.authorized_key,
-    }.items():
-        (root / name).write_text(text.rstrip("\n") + "\n")
+        tree.folder(f"usr/{name}")
+        tree.link(name, f"usr/{name}")
+    for name in _FOLDERS:
+        tree.folder(name)
+    tree.folder("home/user", 0o700)
+    tree.folder("root", 0o700)
+    tree.folder("root/.ssh", 0o700)
+    tree.folder("tmp", 0o1777)
+    tree.copy(GUEST / "tiny")
+    tree.write("etc/shadow", (GUEST / "tiny/etc/shadow").read_bytes(), 0o600)
+    tree.write("etc/hostname", "tiny\n")
+    tree.write("etc/os-release", Path("/etc/os-release").read_bytes())
+    tree.write("etc/ssh/ssh_host_ed25519_key", identity.host_private_key.rstrip() + "\n", 0o600)
+    tree.write("etc/ssh/ssh_host_ed25519_key.pub", identity.host_public_key.rstrip() + "\n")
+    tree.write("root/.ssh/authorized_keys", identity.authorized_key.rstrip() + "\n", 0o600)
+    _add_busybox(tree, packages)
+    _add_sshd(tree, packages)
 
 
-def _set_modes(root: Path) -> None:
-    """Permissions that do not depend on the umask of this process."""
-    for path in root.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-    for name, mode in _MODES.items():
-        (root / name).chmod(mode)
-
-
-def _add_busybox(root: Path, tools: Path) -> None:
-    busybox = tools / "usr/bin/busybox"
-    shutil.copy(busybox, root / "usr/bin/busybox")
+def _add_busybox(tree: Tree, packages: Path) -> None:
+    busybox = packages / "usr/bin/busybox"
+    tree.program("usr/bin/busybox", busybox)
     for path in run([busybox, "--list-full"], timeout_s=20).split():
-        place = root / merged(path)
-        if not place.exists() and place.parent.is_dir():
-            place.symlink_to("/usr/bin/busybox")
+        name = merged(path)
+        if name.startswith("usr/") and not (tree.root / name).exists():
+            tree.link(name, "/usr/bin/busybox")
 
 
-def _add_program(root: Path, tools: Path, program: Path) -> None:
-    """Copy a program and the libraries that it is linked with."""
-    for path in (program, tools / LOADER, *linked_libraries(tools, program).values()):
-        place = root / path.relative_to(tools)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
+def _add_sshd(tree: Tree, packages: Path) -> None:
+    """OpenSSH's server: one program in older versions, several in newer ones."""
+    tree.link("usr/lib64/ld-linux-x86-64.so.2", f"/{LOADER}")
+    parts = sorted(packages.glob("usr/lib/openssh/sshd-*"))
+    for program in (packages / "usr/sbin/sshd", *parts):
+        for path in (program, packages / LOADER, *linked_libraries(packages, program)):
+            tree.program(str(path.relative_to(packages)), path)
+    if not parts:
+        # It need not execute itself anew for every connection.
+        inittab = (tree.root / "etc/inittab").read_text()
+        tree.write("etc/inittab", inittab.replace("/sshd -D", "/sshd -r -D"))
 
 
-def _make_boot(root: Path, folder: Path, tools: Path, kernel: bytes, modules: dict[str, bytes]) -> None:
-    """Kernel and initial RAM disk, once for the boot loader and once for direct boot."""
-    screens = in_order((name for names in _DRIVERS["screens"].values() for name in names), modules)
-    late = root / "usr/lib/modules/vmfest"
-    late.mkdir(parents=True)
-    (late / "screens").write_text(_table("screens", modules))
-    for name in screens:
-        (late / f"{name}.ko").write_bytes(modules[name])
-    initrd = Cpio()
-    initrd.folders("bin", "dev", "modules", "proc", "root", "sys")
-    initrd.device("dev/console", 5, 1)
-    initrd.file("bin/busybox", (tools / "usr/bin/busybox").read_bytes(), 0o755)
-    for name in ("mount", "sh", "switch_root"):
-        initrd.link(f"bin/{name}", "busybox")
-    initrd.file("init", (_GUEST / "initrd-init").read_bytes(), 0o755)
-    initrd.file("modules/always", (" ".join(in_order(_ALWAYS, modules)) + "\n").encode())
-    for bus in ("pci", "virtio", "disks"):
-        initrd.file(f"modules/{bus}", _table(bus, modules).encode())
-    for name, content in modules.items():
-        if name not in screens:
-            initrd.file(f"modules/{name}.ko", content)
-    (root / "boot/vmlinuz").write_bytes(kernel)
-    (folder / "vmlinux").write_bytes(bare_kernel(kernel, lambda *data: _unpack(tools, *data)))
-    for place in (root / "boot/initrd.img", folder / "initrd.img"):
-        place.write_bytes(initrd.finish())
-
-
-def _table(bus: str, modules: dict[str, bytes]) -> str:
-    lines = ((pattern, *in_order(names, modules)) for pattern, names in _DRIVERS[bus].items())
-    return "".join(" ".join(line) + "\n" for line in lines)
+def _add_screens(tree: Tree, modules: dict[str, bytes]) -> None:
+    names = in_order((name for drivers in _SCREENS.values() for name in drivers), modules)
+    tree.write("usr/lib/modules/vmfest/screens", driver_table(_SCREENS, modules))
+    for name in names:
+        tree.write(f"usr/lib/modules/vmfest/{name}.ko", modules[name])

@@ -1,14 +1,15 @@
-"""Running the host's programs while an image is built: bounded in time, heard to the end, never left behind."""
+"""Running the host's programs while an image is built: bounded in time, heard to the end, never left over."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageBuildError
 
@@ -17,32 +18,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TAIL_LINES = 30
+_POLL_S = 0.25
 
 
 def run(
     command: Sequence[str | Path],
     *,
     timeout_s: float,
-    stdin: str | None = None,
+    stdin: str = "",
     environment: Mapping[str, str] | None = None,
-    watch: Callable[[], None] | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> str:
     """Run ``command`` and return what it printed, on both streams.
 
-    ``environment`` is added to this process's own; ``watch`` is called a few times per second meanwhile. The
-    command ends with this process, and on any exception all that it started is killed. Raises `ImageBuildError`
-    with the last lines printed when it is missing, fails, or takes longer than ``timeout_s`` seconds.
+    ``environment`` is added to this process's own; ``watch`` is called a few times per second with what was
+    printed so far. The command does not outlive this process, and on any exception all that it started is
+    killed. Raises `ImageBuildError` with the last lines printed when the program is missing, fails, or takes
+    longer than ``timeout_s`` seconds.
     """
     words = [str(word) for word in command]
+    name = words[0].rpartition("/")[2]
     program = find_program(words[0])
     if program is None:
-        raise ImageBuildError(f"{words[0]} is not installed", hint="vmfest doctor says how to install it")
+        raise ImageBuildError(f"{name} is not installed", hint="vmfest doctor says how to install it")
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as source:
-        source.write((stdin or "").encode())
+        source.write(stdin.encode())
         source.seek(0)
         process = subprocess.Popen(
-            # A parent that was killed (-9) cannot clean up: the kernel ends the command for it.
-            ["setpriv", "--pdeathsig", "TERM", program, *words[1:]],
+            # Killed (-9), this process cannot clean up: the kernel then ends the command for it.
+            ["setpriv", "--pdeathsig", "KILL", program, *words[1:]],
             stdin=source,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -55,18 +59,17 @@ def run(
             start_new_session=True,
         )
         try:
-            in_time = _wait(process, timeout_s, watch)
+            in_time = _wait(process, timeout_s, lambda: watch(_content(output)) if watch else None)
         finally:
-            _kill_group(process)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    if not in_time:
-        raise ImageBuildError(f"{words[0]} did not end within {timeout_s:g} s", log=tail(text))
-    if process.returncode != 0:
-        raise ImageBuildError(
-            f"{' '.join(words[:6])} failed with status {process.returncode}:\n{tail(text)}", log=tail(text)
-        )
-    return text
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        text = _content(output)
+    if in_time and process.returncode == 0:
+        return text
+    what = f"failed with status {process.returncode}" if in_time else f"did not end within {timeout_s:g} s"
+    last = "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
+    raise ImageBuildError(f"{name} {what}:\n{last}", log=last)
 
 
 def find_program(name: str) -> str | None:
@@ -74,34 +77,18 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
-def tail(text: str) -> str:
-    """The last lines of ``text``."""
-    return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
+def _content(file: IO[bytes]) -> str:
+    # pread, since the command writes at the position that the descriptors share.
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float, watch: Callable[[], None] | None) -> bool:
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, poll: Callable[[], None]) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:
-            process.wait(0.25)
+            process.wait(_POLL_S)
         except subprocess.TimeoutExpired:
-            if watch is not None:
-                watch()
+            poll()
         else:
             return True
     return False
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the command's session; its first process gets a moment to clean up itself."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
