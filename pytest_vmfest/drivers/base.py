@@ -114,11 +114,14 @@ class Driver(ABC):
 
     @abstractmethod
     def stop(self, name: str, deadline: Deadline) -> None:
-        """Ask the guest to shut down (ACPI power button) and wait until it has."""
+        """Ask the guest to shut down (ACPI power button) and wait until it has.
+
+        A paused guest goes on first; a machine that is off or saved stays so. Raises `WaitTimeoutError`.
+        """
 
     @abstractmethod
     def power_down(self, name: str) -> None:
-        """Cut the power. The disk keeps what the guest had written to it."""
+        """Cut the power, or drop the saved state. The disk keeps what the guest had written to it."""
 
     @abstractmethod
     def save_state(self, name: str, deadline: Deadline) -> None:
@@ -165,7 +168,7 @@ class Driver(ABC):
 
     @abstractmethod
     def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
-        """Press and release keys on the machine's keyboard, in order."""
+        """Press and release keys on the running machine's keyboard, in order."""
 
     # --- snapshots, memory included when the machine runs -----------------------------------------
 
@@ -175,7 +178,10 @@ class Driver(ABC):
 
     @abstractmethod
     def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
-        """Go back to a snapshot; afterwards the machine runs if it ran when it was taken."""
+        """Go back to a snapshot; afterwards the machine runs if it ran when it was taken.
+
+        Connections into the guest break. If the machine was off, its endpoint is another one.
+        """
 
     @abstractmethod
     def snapshots(self, name: str) -> list[str]:
@@ -183,7 +189,7 @@ class Driver(ABC):
 
     @abstractmethod
     def delete_snapshot(self, name: str, snapshot: str) -> None:
-        """Forget a snapshot."""
+        """Forget a snapshot; one that is not there is fine."""
 
     # --- images ------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -79,6 +80,21 @@ def test_a_process_that_the_record_does_not_tell_of(qemu_lab):
     edit_record(qemu_lab, process=None, starting=True)
     qemu_lab.driver.destroy("m")
     assert not psutil.pid_exists(pid)
+
+
+def test_a_machine_destroyed_by_another_process(qemu_lab):
+    """Its starter stays its parent: when that closes, or asks for the machine, no zombie is left."""
+    code = (
+        "import sys; from pathlib import Path; from pytest_vmfest.drivers import load_driver;"
+        "from pytest_vmfest.drivers.base import DriverSettings;"
+        "load_driver('qemu', DriverSettings(Path(sys.argv[1]))).destroy('m')"
+    )
+    qemu_lab.boot()
+    subprocess.run([sys.executable, "-c", code, str(qemu_lab.home)], check=True)
+    assert qemu_lab.driver.machines() == []
+    assert [line for line in qemu_lab.left_over() if not line.startswith("zombie")] == []
+    qemu_lab.driver.destroy("m")
+    assert qemu_lab.left_over() == []
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"name": "m"}'])

@@ -118,6 +118,8 @@ def test_the_shell(sh, script, stdout):
         ("sleep 1 &", 2, "fake shell: '&' is beyond the fake shell\n"),
         ("while true; do :; done", 2, "fake shell: 'while' is beyond the fake shell\n"),
         ("cat <<E\nE", 2, "fake shell: here-documents are beyond the fake shell\n"),
+        ("sleep", 2, "sleep: the fake one does not understand ''\n"),
+        ("chmod u=rw /tmp", 2, "chmod: the fake one does not understand 'u=rw /tmp'\n"),
         ("ping -c1 nobody", 1, "ping: bad address 'nobody'\n"),
     ],
 )

@@ -1,13 +1,12 @@
-"""The commands of the fake guest. Each takes its shell, its arguments and its streams; returns its status."""
+"""The fake guest's commands: their table, and those of the shell, for users and for the system."""
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
-import re
 import time
 from typing import TYPE_CHECKING
 
+from pytest_vmfest.drivers.fake import coreutils
 from pytest_vmfest.drivers.fake.shell import Builtin, ExitShellError, Shell, Streams
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.drivers.fake.guest import Guest
 
-_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\0": "\0", "\\\\": "\\"}
 _SUDO_WITH_VALUE = ("-u", "-p", "-g")
 
 
@@ -33,8 +31,8 @@ def table(guest: Guest) -> dict[str, Builtin]:
         "export": _export,
         "cd": _cd,
         "pwd": _pwd,
-        "echo": _echo,
-        "printf": _printf,
+        "echo": coreutils.echo,
+        "printf": coreutils.printf,
         "test": _test,
         "[": lambda shell, words, streams: _test(shell, words[:-1], streams),
         "env": _env,
@@ -43,15 +41,15 @@ def table(guest: Guest) -> dict[str, Builtin]:
         "sh": _sh,
         "su": _su,
         "sudo": lambda shell, words, streams: _sudo(guest, shell, words, streams),
-        "cat": _cat,
-        "sed": _sed,
-        "grep": _grep,
-        "ls": _ls,
-        "mkdir": _mkdir,
-        "touch": _touch,
-        "rm": _rm,
-        "chmod": _chmod,
-        "sha256sum": _sha256sum,
+        "cat": coreutils.cat,
+        "sed": coreutils.sed,
+        "grep": coreutils.grep,
+        "ls": coreutils.ls,
+        "mkdir": coreutils.mkdir,
+        "touch": coreutils.touch,
+        "rm": coreutils.rm,
+        "chmod": coreutils.chmod,
+        "sha256sum": coreutils.sha256sum,
         "date": _date,
         "uname": _uname,
         "hostname": lambda shell, words, streams: _hostname(guest, words, streams),
@@ -128,73 +126,6 @@ def _test(shell: Shell, words: list[str], streams: Streams) -> int:
     return 2
 
 
-# --- text --------------------------------------------------------------------------------------------
-
-
-def _echo(shell: Shell, words: list[str], streams: Streams) -> int:
-    end = "\n"
-    if words[:1] == ["-n"]:
-        words, end = words[1:], ""
-    streams.say(" ".join(words) + end)
-    return 0
-
-
-def _printf(shell: Shell, words: list[str], streams: Streams) -> int:
-    pattern = re.sub(r"\\[ntr0\\]", lambda found: _ESCAPES[found[0]], words[0])
-    values = words[1:]
-    while True:
-        rest = list(values)
-        parts = re.split(r"(%[sd%])", pattern)
-        for position in range(1, len(parts), 2):
-            parts[position] = "%" if parts[position] == "%%" else rest.pop(0) if rest else ""
-        streams.say("".join(parts))
-        if not rest or len(rest) == len(values):
-            return 0
-        values = rest
-
-
-def _cat(shell: Shell, words: list[str], streams: Streams) -> int:
-    status = 0
-    for path in words or ["-"]:
-        try:
-            streams.stdout += streams.stdin if path == "-" else shell.host.files.read(shell.path(path))
-        except OSError as error:
-            status = streams.complain(f"cat: {path}: {error.strerror}")
-    return status
-
-
-def _lines(shell: Shell, paths: list[str], streams: Streams) -> list[str]:
-    """The lines of the files, or of standard input without any."""
-    data = b"".join(shell.host.files.read(shell.path(path)) for path in paths) if paths else streams.stdin
-    return data.decode(ENCODING, ENCODING_ERRORS).splitlines()
-
-
-def _sed(shell: Shell, words: list[str], streams: Streams) -> int:
-    found = re.fullmatch(r"/(.*)/d", words[0])
-    if not found:
-        return streams.complain("sed: the fake one knows '/pattern/d' only")
-    kept = [line for line in _lines(shell, words[1:], streams) if not re.search(found[1], line)]
-    streams.say("".join(f"{line}\n" for line in kept))
-    return 0
-
-
-def _grep(shell: Shell, words: list[str], streams: Streams) -> int:
-    flags = "".join(word[1:] for word in words if word.startswith("-"))
-    pattern, *paths = [word for word in words if not word.startswith("-")]
-    wanted = re.escape(pattern) if "F" in flags else pattern
-    search = re.fullmatch if "x" in flags else re.search
-    found = [
-        line
-        for line in _lines(shell, paths, streams)
-        if bool(search(wanted, line, re.IGNORECASE if "i" in flags else 0)) != ("v" in flags)
-    ]
-    if "c" in flags:
-        streams.say(f"{len(found)}\n")
-    elif "q" not in flags:
-        streams.say("".join(f"{line}\n" for line in found))
-    return int(not found)
-
-
 # --- users -------------------------------------------------------------------------------------------
 
 
@@ -249,65 +180,6 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
-# --- files -------------------------------------------------------------------------------------------
-
-
-def _split(words: list[str]) -> tuple[str, list[str]]:
-    """The letters of all options, and what is no option."""
-    flags = "".join(word[1:] for word in words if word.startswith("-"))
-    return flags, [word for word in words if not word.startswith("-")]
-
-
-def _ls(shell: Shell, words: list[str], streams: Streams) -> int:
-    _, paths = _split(words)
-    for path in paths or ["."]:
-        where = shell.path(path)
-        names = shell.host.files.names(where) if shell.host.files.is_folder(where) else [path]
-        if names == [path]:
-            shell.host.files.read(where)
-        streams.say("".join(f"{name}\n" for name in names))
-    return 0
-
-
-def _mkdir(shell: Shell, words: list[str], streams: Streams) -> int:
-    flags, paths = _split(words)
-    for path in paths:
-        shell.host.files.make_folder(shell.path(path), parents="p" in flags)
-    return 0
-
-
-def _touch(shell: Shell, words: list[str], streams: Streams) -> int:
-    for path in words:
-        if not shell.host.files.is_folder(shell.path(path)):
-            shell.host.files.write(shell.path(path), b"", append=True)
-    return 0
-
-
-def _rm(shell: Shell, words: list[str], streams: Streams) -> int:
-    flags, paths = _split(words)
-    for path in paths:
-        try:
-            shell.host.files.remove(shell.path(path), recursive="r" in flags)
-        except FileNotFoundError:
-            if "f" not in flags:
-                raise
-    return 0
-
-
-def _chmod(shell: Shell, words: list[str], streams: Streams) -> int:
-    symbolic = {"+x": 0o755, "a+x": 0o755, "u+x": 0o744}
-    for path in words[1:]:
-        shell.host.files.chmod(shell.path(path), symbolic.get(words[0]) or int(words[0], 8))
-    return 0
-
-
-def _sha256sum(shell: Shell, words: list[str], streams: Streams) -> int:
-    for path in words:
-        digest = hashlib.sha256(shell.host.files.read(shell.path(path))).hexdigest()
-        streams.say(f"{digest}  {path}\n")
-    return 0
-
-
 # --- the system --------------------------------------------------------------------------------------
 
 
@@ -321,7 +193,7 @@ def _date(shell: Shell, words: list[str], streams: Streams) -> int:
 def _uname(shell: Shell, words: list[str], streams: Streams) -> int:
     name = shell.host.files.read("/etc/hostname").decode().strip()
     facts = {"s": "Linux", "n": name, "r": "6.1.0-fake", "v": "#1 fake", "m": "x86_64"}
-    flags, _ = _split(words)
+    flags, _ = coreutils.split_flags(words)
     chosen = list(facts) if "a" in flags else [flag for flag in facts if flag in (flags or "s")]
     streams.say(" ".join(facts[flag] for flag in chosen) + "\n")
     return 0

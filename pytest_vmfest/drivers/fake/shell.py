@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from pytest_vmfest.drivers.fake import syntax
+from pytest_vmfest.drivers.fake import syntax, tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,14 +126,14 @@ class Shell:
 
     # --- control -----------------------------------------------------------------------------------
 
-    def _sequence(self, sequence: syntax.Sequence, streams: Streams) -> int:
+    def _sequence(self, sequence: tree.Sequence, streams: Streams) -> int:
         if not sequence.chains:
             self._status = 0
         for chain in sequence.chains:
             self._chain(chain, streams)
         return self._status
 
-    def _chain(self, chain: syntax.Chain, streams: Streams) -> None:
+    def _chain(self, chain: tree.Chain, streams: Streams) -> None:
         last = len(chain.links) - 1
         for position, (operator, pipeline) in enumerate(chain.links):
             if position and (operator == "&&") != (self._status == 0):
@@ -146,7 +146,7 @@ class Shell:
             elif self._status and self.stop_on_error and not self._excused:
                 raise ExitShellError(self._status)
 
-    def _pipeline(self, pipeline: syntax.Pipeline, streams: Streams) -> int:
+    def _pipeline(self, pipeline: tree.Pipeline, streams: Streams) -> int:
         stdin = streams.stdin
         status = 0
         for position, command in enumerate(pipeline.commands):
@@ -158,12 +158,12 @@ class Shell:
             stdin = bytes(stdout)
         return int(status == 0) if pipeline.negated else status
 
-    def _command(self, command: syntax.Command, streams: Streams) -> int:
-        if isinstance(command, syntax.Simple):
+    def _command(self, command: tree.Command, streams: Streams) -> int:
+        if isinstance(command, tree.Simple):
             return self._simple(command, streams)
-        if isinstance(command, syntax.Group):
+        if isinstance(command, tree.Group):
             return self._redirected(command.redirects, streams, lambda inner: self._group(command, inner))
-        if isinstance(command, syntax.If):
+        if isinstance(command, tree.If):
             return self._if(command, streams)
         status = 0
         for value in [text for word in command.words for text in self._expand(word)]:
@@ -171,7 +171,7 @@ class Shell:
             status = self._sequence(command.body, streams)
         return status
 
-    def _group(self, group: syntax.Group, streams: Streams) -> int:
+    def _group(self, group: tree.Group, streams: Streams) -> int:
         if not group.subshell:
             return self._sequence(group.body, streams)
         shell = self.child()
@@ -182,7 +182,7 @@ class Shell:
         except ExitShellError as end:
             return end.status
 
-    def _if(self, command: syntax.If, streams: Streams) -> int:
+    def _if(self, command: tree.If, streams: Streams) -> int:
         for condition, branch in command.branches:
             watched, self.stop_on_error = self.stop_on_error, False
             status = self._sequence(condition, streams)
@@ -191,7 +191,7 @@ class Shell:
                 return self._sequence(branch, streams)
         return self._sequence(command.otherwise, streams) if command.otherwise else 0
 
-    def _simple(self, command: syntax.Simple, streams: Streams) -> int:
+    def _simple(self, command: tree.Simple, streams: Streams) -> int:
         self._substituted_status = 0
         self._excused = False
         words = [text for word in command.words for text in self._expand(word)]
@@ -221,9 +221,12 @@ class Shell:
             return self._commands[name](self, words[1:], streams)
         except OSError as error:
             return streams.complain(f"{name}: {error.filename}: {error.strerror}")
+        except (IndexError, ValueError):
+            streams.complain(f"{name}: the fake one does not understand {' '.join(words[1:])!r}")
+            return USAGE
 
     def _redirected(
-        self, redirects: tuple[syntax.Redirect, ...], streams: Streams, run: Callable[[Streams], int]
+        self, redirects: tuple[tree.Redirect, ...], streams: Streams, run: Callable[[Streams], int]
     ) -> int:
         streams = replace(streams)
         kept: list[tuple[str, bytearray]] = []
@@ -238,9 +241,7 @@ class Shell:
             for path, data in kept:
                 self._write(path, bytes(data))
 
-    def _redirect(
-        self, redirect: syntax.Redirect, streams: Streams, kept: list[tuple[str, bytearray]]
-    ) -> None:
+    def _redirect(self, redirect: tree.Redirect, streams: Streams, kept: list[tuple[str, bytearray]]) -> None:
         target = self._text(redirect.target)
         if redirect.operator == "<":
             streams.stdin = b"" if target == "/dev/null" else self.host.files.read(self.path(target))
@@ -266,18 +267,18 @@ class Shell:
 
     # --- words -------------------------------------------------------------------------------------
 
-    def _text(self, word: syntax.Word) -> str:
+    def _text(self, word: tree.Word) -> str:
         """A word's value where it is neither split nor a pattern."""
         return "".join(self._value(part) for part in word)
 
-    def _expand(self, word: syntax.Word) -> list[str]:
+    def _expand(self, word: tree.Word) -> list[str]:
         """The words that a word becomes."""
         fields: list[tuple[str, str]] = []  # what it says, and the same as a pattern
         for part in word:
             value = self._value(part)
             if part.quoted:
                 pieces = [(value, _escaped(value))]
-            elif isinstance(part, syntax.Text):
+            elif isinstance(part, tree.Text):
                 pieces = [(value, value)]
             else:
                 pieces = [(piece, piece) for piece in value.split()]
@@ -296,17 +297,17 @@ class Shell:
             found = [posixpath.relpath(path, self.folder) for path in found]
         return found or [said]
 
-    def _value(self, part: syntax.Text | syntax.Variable | syntax.Substitution) -> str:
-        if isinstance(part, syntax.Text):
+    def _value(self, part: tree.Text | tree.Variable | tree.Substitution) -> str:
+        if isinstance(part, tree.Text):
             return part.text
-        if isinstance(part, syntax.Substitution):
+        if isinstance(part, tree.Substitution):
             return self._substituted(part)
         value = str(self._status) if part.name == "?" else self.variables.get(part.name, "")
         if part.operator == ":-":
             return value or part.argument
         return _trimmed(value, part.operator, part.argument)
 
-    def _substituted(self, part: syntax.Substitution) -> str:
+    def _substituted(self, part: tree.Substitution) -> str:
         shell = self.child()
         streams = Streams()
         try:

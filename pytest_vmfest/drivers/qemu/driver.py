@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
-from pytest_vmfest.drivers.qemu import diagnosis, host, nat, record, snapshots
+from pytest_vmfest.drivers.qemu import diagnosis, host, listing, nat, record, snapshots
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
 from pytest_vmfest.drivers.qemu.disks import Disks
 from pytest_vmfest.drivers.qemu.networks import Networks
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.qemu.monitor import Monitor
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.specs import ImageModel, MachineSpec
-
-_ON = (MachineState.RUNNING, MachineState.PAUSED)
 
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0
@@ -137,7 +135,7 @@ class QemuDriver(Driver):
         Raises `WaitTimeoutError` if it has not by the deadline, and `MachineStateError` if QEMU died.
         """
         machine, state = self._look(name)
-        if state not in _ON or machine.process is None:
+        if state not in listing.ON or machine.process is None:
             return
         # A guest that stands still could not react.
         self.resume(name)
@@ -185,6 +183,7 @@ class QemuDriver(Driver):
         except MachineNotFoundError:
             return
         if not folder.exists():
+            self._runner.forget(name)
             return
         try:
             machine = self._store.load(name)
@@ -208,10 +207,10 @@ class QemuDriver(Driver):
         found = []
         for name in self._store.names():
             try:
-                found.append(self._info(*self._look(name)))
+                found.append(listing.info(*self._look(name)))
             except DriverError:
-                with suppress(FileNotFoundError):  # else it has just been destroyed
-                    found.append(_unknown(name, self._store.folder(name)))
+                with suppress(FileNotFoundError):  # it has just been destroyed
+                    found.append(listing.unknown(name, self._store.folder(name)))
         return sorted(found, key=lambda info: info.created)
 
     # --- reaching the guest ------------------------------------------------------------------------
@@ -219,10 +218,10 @@ class QemuDriver(Driver):
     def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
         """The loopback port that QEMU chose for the guest's port 22."""
         machine, state = self._look(name)
-        port = self._info(machine, state).endpoint
-        if port is None:
+        endpoint = listing.info(machine, state).endpoint
+        if endpoint is None:
             raise _wrong_state(name, state, "be reached")
-        return port
+        return endpoint
 
     def forward(self, name: str, guest_port: int) -> Endpoint:
         """Open a way from a free loopback port to a TCP port of the running guest."""
@@ -264,7 +263,7 @@ class QemuDriver(Driver):
         """Keep disk, memory and devices under a name that is not taken yet; the machine goes on."""
         machine, state = self._look(name)
         snapshots.check_free(snapshot, self._snapshots(machine, state), name)
-        if state in _ON:
+        if state in listing.ON:
             mode = Mode.RUNNING if state is MachineState.RUNNING else Mode.PAUSED
             with self._runner.monitor(machine) as monitor:
                 snapshots.save(monitor, Snapshot(snapshot, mode).tag, deadline)
@@ -280,7 +279,7 @@ class QemuDriver(Driver):
         """
         machine, state = self._look(name)
         target = snapshots.find(snapshot, self._snapshots(machine, state), name)
-        if state in _ON and target.has_memory:
+        if state in listing.ON and target.has_memory:
             self._revert_live(machine, target, state, deadline)
             return
         self._runner.quit(machine)
@@ -301,7 +300,7 @@ class QemuDriver(Driver):
         target = self._snapshots(machine, state).get(snapshot)
         if target is None:
             return
-        if state in _ON:
+        if state in listing.ON:
             with self._runner.monitor(machine) as monitor:
                 snapshots.delete(monitor, target.tag, Deadline(_DELETE_TIMEOUT_S))
         else:
@@ -336,7 +335,7 @@ class QemuDriver(Driver):
 
     @contextmanager
     def _monitor(
-        self, name: str, purpose: str, states: Container[MachineState] = _ON
+        self, name: str, purpose: str, states: Container[MachineState] = listing.ON
     ) -> Iterator[Monitor]:
         """A line to the machine, which has to be on."""
         machine, state = self._look(name)
@@ -364,7 +363,7 @@ class QemuDriver(Driver):
             self._disks().delete_snapshot(self._disk(machine.spec.name), snapshots.SAVED_TAG)
 
     def _snapshots(self, machine: Record, state: MachineState) -> dict[str, Snapshot]:
-        if state in _ON:
+        if state in listing.ON:
             with self._runner.monitor(machine) as monitor:
                 return snapshots.parse_tags(snapshots.live_tags(monitor))
         return snapshots.parse_tags(self._disks().snapshot_tags(self._disk(machine.spec.name)))
@@ -383,20 +382,6 @@ class QemuDriver(Driver):
             if target.mode is Mode.RUNNING:
                 monitor.execute("cont")
 
-    def _info(self, machine: Record, state: MachineState) -> MachineInfo:
-        spec = machine.spec
-        reachable = state in _ON and machine.ssh_port is not None
-        return MachineInfo(
-            name=spec.name,
-            state=state,
-            image=spec.image.name,
-            memory_mib=spec.hardware.memory_mib,
-            cpus=spec.hardware.cpus,
-            tags=spec.tags,
-            created=machine.created,
-            endpoint=Endpoint(nat.LOOPBACK, machine.ssh_port or 0) if reachable else None,
-        )
-
 
 def _check_supported(spec: MachineSpec) -> None:
     if spec.permanent:
@@ -413,15 +398,3 @@ def _check_supported(spec: MachineSpec) -> None:
 
 def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
     return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
-
-
-def _unknown(name: str, folder: Path) -> MachineInfo:
-    return MachineInfo(
-        name=name,
-        state=MachineState.ABORTED,
-        image="",
-        memory_mib=0,
-        cpus=0,
-        tags={},
-        created=folder.stat().st_mtime,
-    )

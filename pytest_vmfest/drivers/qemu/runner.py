@@ -154,9 +154,11 @@ class Runner:
 
     def forget(self, name: str) -> None:
         """Close our line to the machine, if there is one."""
-        _, monitor = self._own.pop(name, (None, None))
-        if monitor is not None:
+        if name in self._own:
+            process, monitor = self._own.pop(name)
             monitor.close()
+            # Another process may have ended it; for its parent, which we are, it would stay a zombie.
+            process.wait(0)
 
     def _spawn(self, machine: Record, launch: Launch) -> tuple[Process, socket.socket]:
         folder = self._store.folder(machine.spec.name)

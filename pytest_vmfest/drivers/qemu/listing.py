@@ -1,0 +1,46 @@
+"""Rows of a listing of machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.drivers.base import MachineInfo, MachineState
+from pytest_vmfest.drivers.qemu.nat import LOOPBACK
+from pytest_vmfest.specs import Endpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_vmfest.drivers.qemu.record import Record
+
+ON = (MachineState.RUNNING, MachineState.PAUSED)
+"""The states in which a machine has a process."""
+
+
+def info(machine: Record, state: MachineState) -> MachineInfo:
+    """The row of a machine that is in ``state``."""
+    spec = machine.spec
+    port = machine.ssh_port if state in ON else None
+    return MachineInfo(
+        name=spec.name,
+        state=state,
+        image=spec.image.name,
+        memory_mib=spec.hardware.memory_mib,
+        cpus=spec.hardware.cpus,
+        tags=spec.tags,
+        created=machine.created,
+        endpoint=None if port is None else Endpoint(LOOPBACK, port),
+    )
+
+
+def unknown(name: str, folder: Path) -> MachineInfo:
+    """The row of a half-created machine, or of one whose record is damaged: it can only be destroyed."""
+    return MachineInfo(
+        name=name,
+        state=MachineState.ABORTED,
+        image="",
+        memory_mib=0,
+        cpus=0,
+        tags={},
+        created=folder.stat().st_mtime,
+    )
