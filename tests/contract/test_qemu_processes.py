@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,26 @@ def test_a_start_that_has_no_time(qemu_lab):
     qemu_lab.driver.create(qemu_lab.spec())
     with pytest.raises(WaitTimeoutError):
         qemu_lab.driver.start("m", Deadline(0))
+    assert qemu_lab.driver.state("m") is OFF
+    assert not [line for line in qemu_lab.left_over() if "process" in line]
+    qemu_lab.start()
+
+
+@pytest.mark.parametrize("moment", ["spawn", "nat.forwards"])
+def test_an_interrupt_in_the_middle_of_a_start(qemu_lab, monkeypatch, moment):
+    """Ctrl-C leaves no process, even if it comes before anybody has noted its pid."""
+    place = f"pytest_vmfest.drivers.qemu.runner.{moment}"
+    real = pkgutil.resolve_name(place)
+
+    def interrupted(*arguments, **options):
+        real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    qemu_lab.driver.create(qemu_lab.spec())
+    with monkeypatch.context() as patched:
+        patched.setattr(place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            qemu_lab.driver.start("m", qemu_lab.deadline)
     assert qemu_lab.driver.state("m") is OFF
     assert not [line for line in qemu_lab.left_over() if "process" in line]
     qemu_lab.start()
