@@ -98,6 +98,18 @@ def test_a_machine_destroyed_by_another_process(qemu_lab):
     assert qemu_lab.left_over() == []
 
 
+def test_a_saved_state_that_nobody_wrote_down(qemu_lab):
+    """What a save leaves that was killed in its middle is in nobody's way."""
+    qemu_lab.boot()
+    qemu_lab.driver.save_state("m", qemu_lab.deadline)
+    edit_record(qemu_lab, saved=False)
+    qemu_lab.start()
+    qemu_lab.type("m", "half a ")
+    qemu_lab.driver.save_state("m", qemu_lab.deadline)
+    qemu_lab.driver.start("m", qemu_lab.deadline)
+    qemu_lab.expect_line("m", "half a line", "line")
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"name": "m"}'])
 def test_a_half_created_or_damaged_machine(qemu_lab, content):
     """It shows in the listing, other calls name the damage or say that it is none; destroy removes it."""

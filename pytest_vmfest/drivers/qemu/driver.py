@@ -137,8 +137,8 @@ class QemuDriver(Driver):
         machine, state = self._look(name)
         if state not in listing.ON or machine.process is None:
             return
-        # A guest that stands still could not react.
-        self.resume(name)
+        if state is MachineState.PAUSED:
+            self.resume(name)  # a guest that stands still could not react
         while not machine.process.wait(0):
             if deadline.expired:
                 raise WaitTimeoutError(
@@ -168,6 +168,9 @@ class QemuDriver(Driver):
         with self._monitor(name, "be saved") as monitor:
             monitor.execute("stop")
             try:
+                # One may be left from a process that was killed in the middle of this.
+                if snapshots.SAVED_TAG in snapshots.live_tags(monitor):
+                    snapshots.delete(monitor, snapshots.SAVED_TAG, deadline)
                 snapshots.save(monitor, snapshots.SAVED_TAG, deadline)
             except BaseException:
                 if state is MachineState.RUNNING:
