@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import shutil
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.checks import Check
 from pytest_vmfest.errors import ImageBuildError
+from pytest_vmfest.images.recipes.rootless import remove_tree
 from pytest_vmfest.images.recipes.tools import find_program
 
 if TYPE_CHECKING:
@@ -85,4 +85,4 @@ def work_folder(folder: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)

@@ -74,7 +74,14 @@ def run_unpacked(tree: Path, program: str, *arguments: str | Path, timeout_s: fl
 
 def linked_libraries(tree: Path, program: Path) -> list[Path]:
     """The libraries below ``tree`` that ``program`` is linked with, directly or not."""
-    command = [tree / LOADER, "--inhibit-cache", "--library-path", tree / LIBRARIES, "--list", program]
+    command: list[str | Path] = [
+        tree / LOADER,
+        "--inhibit-cache",
+        "--library-path",
+        tree / LIBRARIES,
+        "--list",
+        program,
+    ]
     listing = run(command, timeout_s=20)
     if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
         raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")

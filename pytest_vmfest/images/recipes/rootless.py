@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.checks import Check
@@ -31,6 +33,14 @@ def run_as_root(
     """
     namespace = _ISOLATED if os.getuid() == 0 else (*_ISOLATED, *_MAPPED)
     return run([*namespace, "--", *command], timeout_s=timeout_s, environment=environment, watch=watch)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that `run_as_root` may have filled, as far as possible."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        with contextlib.suppress(ImageBuildError):
+            run_as_root(["rm", "-rf", folder], timeout_s=120)
 
 
 def check_namespaces(recipe: str) -> Check:
