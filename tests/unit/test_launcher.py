@@ -125,4 +125,4 @@ def test_an_interrupt_while_a_group_starts_leaves_nothing(server, monkeypatch):
     monkeypatch.setattr(launcher, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         server.launch_group(2, image="tiny")
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-launch")]

@@ -80,10 +80,11 @@ class FakeQemu:
 @pytest.fixture
 def loop():
     """A running event loop in its thread; afterwards the thread has ended."""
+    before = set(threading.enumerate())
     loop = MonitorLoop()
     yield loop
     loop.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "vmfest-qmp"]
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.fixture
