@@ -52,6 +52,7 @@ def run(
             stderr=subprocess.STDOUT,
             env={
                 **os.environ,
+                "PATH": _search_path(),
                 "LC_ALL": "C.UTF-8",
                 "DEBIAN_FRONTEND": "noninteractive",
                 **(environment or {}),
@@ -74,7 +75,11 @@ def run(
 
 def find_program(name: str) -> str | None:
     """The path of a program, searched also where ordinary users' ``PATH`` does not reach on Debian."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return shutil.which(name, path=_search_path())
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def _content(file: IO[bytes]) -> str:
