@@ -43,7 +43,7 @@ class LineProgress:
         """Tell one step, if it is time to."""
         now = time.monotonic()
         text = f"{step.task}: {step.text}"
-        if text == self._last and now - self._told < _EVERY_S:
+        if text == self._last and (step.total is None or now - self._told < _EVERY_S):
             return
         self._last, self._told = text, now
         if step.done and step.total and step.total >> 20:
