@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_missing_program_is_named():
 
 def test_time_limit_ends_all_that_was_started():
     """A program that takes too long is killed with its children, and the error says so."""
-    with pytest.raises(ImageBuildError, match="did not end within 0.5 s") as caught:
+    with pytest.raises(ImageBuildError, match=r"did not end within 0\.5 s") as caught:
         run(["sh", "-c", "sleep 60 & echo $!; wait"], timeout_s=0.5)
     assert_ended(int(caught.value.log))
 
@@ -88,11 +88,8 @@ def assert_ended(pid):
 
     def ended():
         try:
-            with open(f"/proc/{pid}/stat") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "Z"
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (FileNotFoundError, ProcessLookupError):
             return True
 
-    began = time.monotonic()
     wait_for(ended, Deadline(5), what=f"the end of process {pid}")
-    assert time.monotonic() - began < 5

@@ -29,6 +29,7 @@ Dir::Log "{folder}/log";
 #clear DPkg;
 APT::Sandbox::User "";
 APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "2";
 Acquire::http::Timeout "30";

@@ -23,6 +23,7 @@ _DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
     "pci": {
         "pci:v00001AF4*": ("virtio_pci",),
         "pci:v00008086d0000100[4EF]*": ("e1000",),
+        "pci:v00001B36d00000011*": ("pvpanic_pci",),  # tells QEMU of a panic
     },
     "virtio": {
         "virtio:d00000001*": ("virtio_net",),
@@ -39,8 +40,8 @@ _DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 MODULES = (*_ALWAYS, *(name for table in _DRIVERS.values() for names in table.values() for name in names))
-# Gone in newer kernels: it is part of the kernel itself now.
-OPTIONAL_MODULES = frozenset({"crc32c_generic"})
+# Gone in newer kernels, where it is part of the kernel itself; and not in every package.
+OPTIONAL_MODULES = frozenset({"crc32c_generic", "pvpanic_pci"})
 
 # The second half saves time where a CPU is emulated. Most of all norandmaps does: emulators translate code by
 # its address, and without it every start of a program is translated anew (Debian takes three times as long).

@@ -73,7 +73,7 @@ def run_unpacked(tree: Path, program: str, *arguments: str | Path, timeout_s: fl
 
 
 def linked_libraries(tree: Path, program: Path) -> list[Path]:
-    """The libraries below ``tree`` that ``program`` is linked with, directly or not."""
+    """The libraries below ``tree`` that ``program`` is linked with, directly or not, and the loader."""
     command: list[str | Path] = [
         tree / LOADER,
         "--inhibit-cache",
@@ -83,9 +83,13 @@ def linked_libraries(tree: Path, program: Path) -> list[Path]:
         program,
     ]
     listing = run(command, timeout_s=20)
-    if missing := re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE):
+    found = {
+        name: Path(place) for name, place in re.findall(r"^\s*(\S+) => (not|/\S+)", listing, re.MULTILINE)
+    }
+    # The loader goes on to look in this host's own folders.
+    if missing := [name for name, path in found.items() if not path.is_relative_to(tree)]:
         raise ImageBuildError(f"{program.name} needs {', '.join(missing)}, which no package brought")
-    return [Path(path) for path in re.findall(r"^\s*\S+ => (/\S+)", listing, re.MULTILINE)]
+    return list(found.values())
 
 
 @contextlib.contextmanager
