@@ -42,7 +42,10 @@ class Settings:
     """
 
     driver: str = _option(
-        "auto", "hypervisor driver: auto, qemu, virtualbox, or fake (in memory)", metavar="NAME"
+        "auto",
+        "hypervisor driver: auto, qemu, or fake (in memory)",
+        choices=lambda: ("auto", "qemu", "fake"),
+        metavar="NAME",
     )
     image: tuple[str, ...] = _option(
         ("tiny",), "image for tests that name none; given several times, they run on each", metavar="NAME"
@@ -72,7 +75,7 @@ class Settings:
         metavar="NAME",
     )
     boot_timeout: float = _option(
-        300.0, "seconds from a machine's start until it must answer over SSH", metavar="SECONDS"
+        300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
     durations: bool = _option(False, "show what each test's machines spent their time on")
 

@@ -36,7 +36,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_vmfest.remote import CommandResult
 
@@ -168,25 +168,58 @@ class StartError(VmfestError):
     """A machine did not become a connected node.
 
     ``stage`` is one of created, running, kernel, address, port, banner, login, network, init_script;
-    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console.
+    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console;
+    ``kept`` the name of the machine if it was left as it is.
     """
 
     def __init__(
-        self, message: str, *, stage: str, elapsed_s: float, console_tail: str = "", hint: str = ""
+        self,
+        message: str,
+        *,
+        stage: str,
+        elapsed_s: float,
+        console_tail: str = "",
+        hint: str = "",
+        kept: Sequence[str] = (),
     ) -> None:
         super().__init__(message, hint=hint)
         self.stage = stage
         self.elapsed_s = elapsed_s
         self.console_tail = console_tail
+        self.kept = tuple(kept)
 
 
 class GroupStartError(VmfestError):
-    """A group did not start; ``failures`` maps each failed node's name to its error."""
+    """A group did not start; ``failures`` maps each failed node's name to its error.
 
-    def __init__(self, message: str, *, failures: dict[str, Exception]) -> None:
+    ``kept`` has the names of the machines that were left as they are.
+    """
+
+    def __init__(self, message: str, *, failures: dict[str, Exception], kept: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.failures = failures
+        self.kept = tuple(kept)
 
 
 class DestroyError(VmfestError):
     """Something of a machine is still there after it was destroyed."""
+
+
+def clean_up_after(error: BaseException, clean_up: Callable[[], object]) -> None:
+    """Clean up while ``error`` is on its way; what goes wrong then is added to it as a note."""
+    try:
+        clean_up()
+    except VmfestError as failure:
+        error.add_note(f"cleaning up after that failed, too: {failure}")
+
+
+def all_or_raise(*clean_ups: Callable[[], object]) -> None:
+    """Call all, whatever fails; then `DestroyError` tells each failure."""
+    failures = []
+    for clean_up in clean_ups:
+        try:
+            clean_up()
+        except VmfestError as failure:
+            failures.append(str(failure))
+    if failures:
+        raise DestroyError("\n".join(failures))

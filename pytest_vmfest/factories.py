@@ -34,10 +34,11 @@ def instance_fixture(
 
     >>> box = instance_fixture(scope="module", image="tiny", reset=True)
 
-    ``reset`` makes it pristine before each test but the first: disk and memory go back to where they were
-    when the fixture was made. ``name`` is the fixture's name if it is not the variable's. The other arguments
-    are those of the ``vm`` marker; what is not given comes from markers around the scope, then from the
-    options. Raises `ConfigurationError` for a wrong argument. ``shared`` is not available yet and refused.
+    ``reset`` makes it pristine before each test that names it (but the first): disk and memory go back to
+    where they were when the fixture was made. A test that gets it by ``request.getfixturevalue`` finds it as
+    it is. ``name`` is the fixture's name if it is not the variable's. The other arguments are those of the
+    ``vm`` marker; what is not given comes from markers around the scope, then from the options. Raises
+    `ConfigurationError` for a wrong argument. ``shared`` is not available yet and refused.
     """
     return _fixture("instance_fixture", scope, reset, shared, name, arguments, lambda run: run.node)
 
@@ -80,6 +81,10 @@ def _fixture(
     from pytest_vmfest.specs import VmRequest
 
     said = VmRequest.parse(arguments, where=factory)
+    if factory == "instance_fixture" and said.nodes is not None:
+        raise ConfigurationError(
+            f"{factory}: nodes={said.nodes!r}, but it makes one machine", hint="for several use group_fixture"
+        )
 
     def machines(request: pytest.FixtureRequest, default_image: Any) -> Iterator[Any]:
         run = request.config.stash[RUN]
@@ -87,10 +92,12 @@ def _fixture(
         vm = marked_request(request.node, run.settings).merged(said)
         if factory == "group_fixture" and vm.nodes is None:
             raise ConfigurationError(f"fixture {fixture!r}: how many nodes?", hint="say nodes=2, or by role")
-        test = request.node.nodeid or "session"
-        model: ImageModel = run.image(_one_image(request, vm, default_image), vm, test)
+        scope_node = request.node
+        model: ImageModel = run.image(
+            _one_image(request, vm, default_image), vm, fixture=fixture, scope=scope_node
+        )
         pristine = reset and scope != "function"
-        with holder(run)(vm, model, fixture=fixture, test=test, reset=pristine) as held:
+        with holder(run)(vm, model, fixture=fixture, scope=scope_node, reset=pristine) as held:
             yield held
 
     if said.images:

@@ -41,7 +41,7 @@ def vm_image(request: pytest.FixtureRequest) -> ImageModel:
     run = request.config.stash[RUN]
     vm = marked_request(request.node, run.settings)
     selector = getattr(request, "param", None) or (vm.images or run.settings.image)[0]
-    return run.image(selector, vm, request.node.nodeid)
+    return run.image(selector, vm, fixture="vm_image", scope=request.node)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def vm_instance(request: pytest.FixtureRequest, vm_image: ImageModel) -> Iterato
     """
     run = request.config.stash[RUN]
     vm = marked_request(request.node, run.settings)
-    with run.node(vm, vm_image, fixture="vm_instance", test=request.node.nodeid) as node:
+    with run.node(vm, vm_image, fixture="vm_instance", scope=request.node) as node:
         yield node
 
 
@@ -80,7 +80,7 @@ def vm_group(request: pytest.FixtureRequest, vm_image: ImageModel) -> Iterator[N
     """
     run = request.config.stash[RUN]
     vm = marked_request(request.node, run.settings)
-    with run.group(vm, vm_image, fixture="vm_group", test=request.node.nodeid) as group:
+    with run.group(vm, vm_image, fixture="vm_group", scope=request.node) as group:
         yield group
 
 

@@ -45,6 +45,7 @@ class Instance:
         """
         self._driver = driver
         self._find_image = image
+        self._console_start = 0
         self.name = name
 
     def __repr__(self) -> str:
@@ -86,6 +87,7 @@ class Instance:
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Power on, or go on from the saved state. Does not wait for the guest's services."""
+        self._console_start = len(self.console())
         self._driver.start(self.name, Deadline(timeout_s))
 
     def pause(self) -> None:
@@ -124,6 +126,10 @@ class Instance:
         """All that the guest wrote to its first serial port."""
         return self._driver.console(self.name)
 
+    def console_since_start(self) -> str:
+        """What the guest wrote since this object started it, or went back to a snapshot."""
+        return self.console()[self._console_start :]
+
     def console_tail(self, lines: int = 15) -> str:
         """The console's last lines; empty if there is nothing, or no machine any more."""
         with suppress(MachineNotFoundError):
@@ -145,6 +151,7 @@ class Instance:
     def revert(self, name: str, timeout_s: float = SNAPSHOT_TIMEOUT_S) -> None:
         """Go back to the snapshot ``name``, memory included."""
         self._driver.revert(self.name, name, Deadline(timeout_s))
+        self._console_start = len(self.console())
 
     def snapshots(self) -> list[str]:
         """Names of the snapshots, oldest first."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, VmfestError
+from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, clean_up_after
 from pytest_vmfest.progress import silent
+from pytest_vmfest.signals import held_back
 from pytest_vmfest.startup import GivenUpError, Startup
 
 if TYPE_CHECKING:
@@ -42,12 +42,6 @@ class Launcher:
         Raises `StartError` for a single node, `GroupStartError` with every failure for several.
         """
         _check_memory(plans)
-        cancel = threading.Event()
-
-        def give_up() -> None:
-            if cancel.is_set():
-                raise GivenUpError
-
         startups = [
             Startup(
                 self._driver,
@@ -58,57 +52,78 @@ class Launcher:
             )
             for plan in plans
         ]
-        if len(plans) == 1:
-            return [startups[0].run(give_up)]
+        if len(startups) == 1:
+            return [startups[0].run()]
+        futures = self._run_all(startups)
+        failures = {
+            plan.introduction.hostname: error
+            for plan, future in zip(plans, futures, strict=True)
+            if isinstance(error := future.exception(), Exception) and not isinstance(error, GivenUpError)
+        }
+        if failures:
+            raise self._group_error(failures, _started(futures), len(plans))
+        return _started(futures)
+
+    def _run_all(self, startups: Sequence[Startup]) -> list[Future[Node]]:
+        """Run all to their end; the first failure cancels those that are not through yet."""
+        futures: list[Future[Node]] = []
         # As many at once as there are CPUs: more would only slow each other down and miss their deadlines.
-        pool = ThreadPoolExecutor(min(len(plans), _cpus()), thread_name_prefix="vmfest-launch")
-        futures = [pool.submit(startup.run, give_up) for startup in startups]
+        pool = ThreadPoolExecutor(min(len(startups), _cpus()), thread_name_prefix="vmfest-launch")
         try:
+            futures += [pool.submit(startup.run) for startup in startups]
             for future in as_completed(futures):
                 if future.exception() is not None:
-                    cancel.set()
-        except BaseException:  # an interrupt: wait until each start has removed its own machine
-            cancel.set()
+                    _cancel(startups)
             pool.shutdown()
-            self.destroy([future.result() for future in futures if future.exception() is None])
+        except BaseException as error:  # an interrupt: nothing may be left of what was begun
+            with held_back():
+                _cancel(startups)
+                pool.shutdown(cancel_futures=True)
+                clean_up_after(error, lambda: self.destroy(_started(futures)))
             raise
-        pool.shutdown()
-        return self._all_or_nothing(plans, futures)
+        return futures
 
-    def _all_or_nothing(self, plans: Sequence[Plan], futures: Sequence[Future[Node]]) -> list[Node]:
-        failures: dict[str, Exception] = {}
-        for plan, future in zip(plans, futures, strict=True):
-            error = future.exception()
-            if isinstance(error, Exception) and not isinstance(error, GivenUpError):
-                failures[plan.introduction.hostname] = error
-        nodes = [future.result() for future in futures if future.exception() is None]
-        if not failures:
-            return nodes
-        try:
-            self.destroy(nodes)
-            rest = "the other nodes were removed again"
-        except DestroyError as error:
-            rest = str(error)
+    def _group_error(
+        self, failures: dict[str, Exception], started: Sequence[Node], count: int
+    ) -> GroupStartError:
+        """The error that tells all failures; the nodes that did start are removed by the way, or kept."""
+        kept: list[str] = []
+        if self._keep_failed:
+            kept = [name for error in failures.values() for name in getattr(error, "kept", ())]
+            kept += [node.instance.name for node in started]
+            rest = f"kept: {', '.join(kept) or 'nothing'}"
+        else:
+            try:
+                self.destroy(started)
+                rest = "the other nodes were removed again"
+            except DestroyError as error:
+                rest = str(error)
         told = "\n".join(f"- {error}" for error in failures.values())
-        raise GroupStartError(
-            f"{len(failures)} of {len(plans)} nodes did not start; {rest}\n{told}", failures=failures
+        return GroupStartError(
+            f"{len(failures)} of {count} nodes did not start; {rest}\n{told}", failures=failures, kept=kept
         )
 
     def destroy(self, nodes: Sequence[Node]) -> None:
         """Destroy all, also when some fail; then `DestroyError` tells each failure."""
-        if len(nodes) == 1:
-            nodes[0].destroy()
+        if not nodes:
             return
         failures = []
-        with ThreadPoolExecutor(max(1, len(nodes)), thread_name_prefix="vmfest-destroy") as pool:
+        with ThreadPoolExecutor(len(nodes), thread_name_prefix="vmfest-destroy") as pool:
             for node, future in [(node, pool.submit(node.destroy)) for node in nodes]:
-                error = future.exception()
-                if isinstance(error, VmfestError):
+                if error := future.exception():
                     failures.append(f"- {node.name}: {error}")
-                elif error is not None:
-                    raise error
         if failures:
             raise DestroyError("\n".join(["not every machine could be destroyed", *failures]))
+
+
+def _started(futures: Sequence[Future[Node]]) -> list[Node]:
+    done = [future for future in futures if not future.cancelled()]
+    return [future.result() for future in done if future.exception() is None]
+
+
+def _cancel(startups: Sequence[Startup]) -> None:
+    for startup in startups:
+        startup.cancel()
 
 
 def _check_memory(plans: Sequence[Plan]) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import ssh
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.errors import ConnectionLostError
+from pytest_vmfest.errors import ConnectionLostError, MachineNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_vmfest.instance import Instance
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.waiting import Deadline
 
-_PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
+# The last that a kernel writes when it panics and does not start anew by itself (kernel/panic.c).
+_PANICKED = re.compile(
+    r"^(.*Kernel panic - not syncing.*)$(?s:.*)---\[ end Kernel panic[^\n]*\s*\Z", re.MULTILINE
+)
+# How often a machine is looked at while a command or a transfer runs.
+_GUARD_S = 0.5
 
 
 class Link:
@@ -46,6 +52,38 @@ class Link:
                 self._close()
                 self._remote = self._connect(deadline, watch, on_stage)
             return self._remote
+
+    @contextmanager
+    def using(self, deadline: Deadline) -> Iterator[Remote]:
+        """The connection, for the time of a command or transfer, while the machine is watched.
+
+        When it stops or panics meanwhile, the connection is closed and `ConnectionLostError` says why.
+        """
+        remote = self.remote(deadline)
+        done = threading.Event()
+        trouble: list[ConnectionLostError] = []
+
+        def guard() -> None:
+            while not done.wait(_GUARD_S):
+                try:
+                    self._check_alive(paused_too=True)
+                except ConnectionLostError as error:
+                    trouble.append(error)
+                    remote.close()
+                    return
+
+        watchman = threading.Thread(target=guard, name="vmfest-guard", daemon=True)
+        watchman.start()
+        try:
+            yield remote
+        except ConnectionLostError as error:
+            if trouble:
+                raise trouble[0] from error
+            self._check_alive(paused_too=True)
+            raise
+        finally:
+            done.set()
+            watchman.join()
 
     def drop(self) -> None:
         """Close the connection; the next use makes a new one."""
@@ -78,9 +116,15 @@ class Link:
         endpoint = instance.driver.endpoint(instance.name, deadline)
         return ssh.connect(endpoint, instance.image.login, deadline, watch=watch_all, on_stage=on_stage)
 
-    def _check_alive(self) -> None:
-        state = self._instance.state
-        if state is not MachineState.RUNNING:
-            raise ConnectionLostError(f"machine {self._instance.name!r} is {state.value}")
-        if panic := _PANIC.search(self._instance.console()):
-            raise ConnectionLostError(f"the guest's kernel panicked: {panic.group().strip()}")
+    def _check_alive(self, *, paused_too: bool = False) -> None:
+        instance = self._instance
+        try:
+            state = instance.state
+            alive = state is MachineState.RUNNING or (paused_too and state is MachineState.PAUSED)
+            if not alive:
+                raise ConnectionLostError(f"machine {instance.name!r} is {state.value}")
+            console = instance.console_since_start()
+        except MachineNotFoundError:
+            raise ConnectionLostError(f"there is no machine {instance.name!r} any more") from None
+        if panic := _PANICKED.search(console):
+            raise ConnectionLostError(f"the guest's kernel panicked: {panic[1].strip()}")

@@ -8,7 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import CommandError, CommandTimeoutError, ConnectionLostError, WaitTimeoutError
+from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.errors import (
+    CommandError,
+    CommandTimeoutError,
+    ConnectionLostError,
+    RemoteError,
+    WaitTimeoutError,
+)
 from pytest_vmfest.link import Link
 from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
@@ -18,9 +25,11 @@ from pytest_vmfest.waiting import Deadline, wait_for
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from pytest_vmfest.guest import Introduction
     from pytest_vmfest.instance import Instance
+    from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import ImageModel
 
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -128,9 +137,8 @@ class Node:
             data = script.input_prefix + (data or b"")
         deadline = Deadline(timeout_s)
         try:
-            done = self._link.remote(self._connect_deadline(deadline)).execute(
-                script.text, input=data, deadline=deadline
-            )
+            with self._using(deadline) as remote:
+                done = remote.execute(script.text, input=data, deadline=deadline)
         except CommandTimeoutError as error:
             raise CommandTimeoutError(
                 f"{self.name}: {text!r} did not end within {deadline.timeout_s:g} s"
@@ -200,24 +208,26 @@ class Node:
     def put(self, local: str | os.PathLike[str], remote: str, *, timeout_s: float | None = None) -> None:
         """Copy a file or folder of this host into the guest, byte for byte, folders with all in them."""
         deadline = Deadline(timeout_s)
-        self._link.remote(self._connect_deadline(deadline)).put(Path(local), remote, deadline)
+        with self._using(deadline) as connection:
+            connection.put(Path(local), remote, deadline)
 
     def get(self, remote: str, local: str | os.PathLike[str], *, timeout_s: float | None = None) -> None:
         """Copy a file or folder of the guest to this host, byte for byte, folders with all in them."""
         deadline = Deadline(timeout_s)
-        self._link.remote(self._connect_deadline(deadline)).get(remote, Path(local), deadline)
+        with self._using(deadline) as connection:
+            connection.get(remote, Path(local), deadline)
 
     def read_text(self, path: str, *, timeout_s: float | None = None) -> str:
         """The content of a text file (UTF-8)."""
         deadline = Deadline(timeout_s)
-        data = self._link.remote(self._connect_deadline(deadline)).read_bytes(path, deadline)
-        return data.decode(ENCODING, ENCODING_ERRORS)
+        with self._using(deadline) as connection:
+            return connection.read_bytes(path, deadline).decode(ENCODING, ENCODING_ERRORS)
 
     def write_text(self, path: str, text: str, *, timeout_s: float | None = None) -> None:
         """Create or replace a text file (UTF-8)."""
         deadline = Deadline(timeout_s)
-        data = text.encode(ENCODING, ENCODING_ERRORS)
-        self._link.remote(self._connect_deadline(deadline)).write_bytes(path, data, deadline)
+        with self._using(deadline) as connection:
+            connection.write_bytes(path, text.encode(ENCODING, ENCODING_ERRORS), deadline)
 
     # --- the machine under it ----------------------------------------------------------------------
 
@@ -229,19 +239,30 @@ class Node:
     def reboot(self, *, timeout_s: float | None = None) -> None:
         """Restart the guest from inside and wait until it answers again, as the same node."""
         deadline = Deadline(timeout_s or self._connect_timeout_s)
-        before = self.check_output(_BOOT_ID)
+        before = self.run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
         with suppress(ConnectionLostError, CommandTimeoutError):
             self._as_root("reboot", deadline.at_most(10))
+        trouble: list[RemoteError] = []
 
         def is_back() -> bool:
             self._link.drop()
-            with suppress(ConnectionLostError):
-                remote = self._link.remote(deadline)
-                now = remote.execute(_BOOT_ID, input=None, deadline=deadline).stdout.decode().strip()
-                return now not in ("", before)
-            return False
+            try:
+                with self._link.using(deadline) as remote:
+                    now = remote.execute(_BOOT_ID, input=None, deadline=deadline).stdout.decode()
+            except RemoteError as error:
+                # A guest that shuts down breaks connections and refuses logins; one that is off stays so.
+                trouble[:] = [error]
+                if self.instance.state is not MachineState.RUNNING:
+                    raise
+                return False
+            return now not in ("", before)
 
-        wait_for(is_back, deadline, what=f"{self.name} to come back from its reboot", interval_s=0.5)
+        what = f"{self.name} to come back from its reboot"
+        try:
+            wait_for(is_back, deadline, what=what, interval_s=0.3)
+        except WaitTimeoutError as error:
+            last = f"; last: {trouble[0]}" if trouble else ""
+            raise WaitTimeoutError(f"{error.message}{last}") from None
         self.introduce(deadline)
 
     def pause(self) -> None:
@@ -257,11 +278,12 @@ class Node:
         self.instance.snapshot(name)
 
     def revert(self, name: str) -> None:
-        """Go back to the snapshot ``name``, memory included; the guest's clock is set right again."""
+        """Go back to the snapshot ``name``, memory included; a running guest's clock is set right again."""
         self._link.drop()
         self.instance.revert(name)
-        deadline = Deadline(self._connect_timeout_s)
-        self._as_root(f"date -u -s @{round(time.time())} >/dev/null", deadline)
+        if self.instance.state is MachineState.RUNNING:
+            now = round(time.time())
+            self._as_root(f"date -u -s @{now} >/dev/null", Deadline(self._connect_timeout_s))
 
     def console(self) -> str:
         """All that the guest wrote to its first serial port."""
@@ -276,9 +298,12 @@ class Node:
         self.instance.send_keys(*inputs)
 
     def destroy(self) -> None:
-        """Close the connection and remove every trace of the machine."""
-        self._link.drop()
-        self.instance.destroy()
+        """Remove every trace of the machine, and close the connection."""
+        # In this order: whoever still waits for the machine in another thread then gives up at once.
+        try:
+            self.instance.destroy()
+        finally:
+            self._link.drop()
 
     # --- for the launcher --------------------------------------------------------------------------
 
@@ -287,6 +312,10 @@ class Node:
     ) -> None:
         """Wait for the first connection; see `Link.remote`."""
         self._link.remote(deadline, watch=watch, on_stage=on_stage)
+
+    def disconnect(self) -> None:
+        """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""
+        self._link.drop()
 
     def introduce(self, deadline: Deadline) -> None:
         """Give the guest its host name, its private addresses and the names of its group."""
@@ -299,8 +328,8 @@ class Node:
     def _as_root(self, text: str, deadline: Deadline) -> None:
         self.run(text, user="root", check=True, timeout_s=deadline.timeout())
 
-    def _connect_deadline(self, deadline: Deadline) -> Deadline:
-        return deadline.at_most(self._connect_timeout_s)
+    def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
+        return self._link.using(deadline.at_most(self._connect_timeout_s))
 
 
 def _output(stdout: str, stderr: str, limit: int = 4000) -> str:

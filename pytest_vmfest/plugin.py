@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +14,14 @@ from pytest_vmfest.fixtures import RUN, _vm_default_image, vm_group, vm_image, v
 from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
 from pytest_vmfest.progress import LineProgress
 from pytest_vmfest.run import Run
+from pytest_vmfest.signals import end_by
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from _pytest.terminal import TerminalReporter
+
+RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
@@ -36,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         if option.repeatable:
             how["action"] = "append"
         group.addoption(option.flag, dest=option.ini, default=None, help=names.replace("%", "%%"), **how)
-        kind: Any = "args" if option.repeatable else "bool" if option.is_flag else "string"
+        kind: Any = "args" if option.repeatable else "string"
         parser.addini(option.ini, f"{option.help} [see {option.flag}]", type=kind, default=None)
 
 
@@ -48,26 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
     except ConfigurationError as error:
         raise pytest.UsageError(f"vmfest: {error}") from None
     config.stash[RUN] = Run.from_environment(settings, LineProgress(report.line_writer(config)))
-    _exit_on_sigterm()
+    config.stash[RESTORE_SIGNALS] = end_by(_leave)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let go of the hypervisors."""
+    """Let go of the hypervisors, and of the signals."""
     if run := config.stash.get(RUN, None):
         run.close()
+        config.stash[RESTORE_SIGNALS]()
 
 
-def _exit_on_sigterm() -> None:
-    """Make SIGTERM end the session in order: pytest itself would die without any teardown."""
-
-    def leave(number: int, frame: object) -> None:
-        pytest.exit("ended by SIGTERM", returncode=128 + number)
-
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
-        signal.signal(signal.SIGTERM, leave)
+def _leave(number: int) -> None:
+    """End the session in order: by itself pytest would die of the signal without any teardown."""
+    pytest.exit(f"ended by {signal.Signals(number).name}", returncode=128 + number)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -115,14 +110,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     if "vm_image" in metafunc.fixturenames:
         parametrize_images(metafunc, "vm_image", request.images or settings.image)
-    if "_vm_default_image" in metafunc.fixturenames:
+    if "_vm_default_image" in metafunc.fixturenames and not request.images:
         parametrize_images(metafunc, "_vm_default_image", settings.image)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make machines of a wider scope pristine again, where their fixture asks for it."""
-    for holding in item.config.stash[RUN].holdings_of(_fixtures(item)):
+    for holding in item.config.stash[RUN].holdings_of(item):
         if holding.reset is not None:
             holding.reset()
 
@@ -134,13 +129,13 @@ def pytest_runtest_makereport(
     """Remember whose test failed; show trouble of the infrastructure without our own frames."""
     made = yield
     if made.failed:
-        for holding in item.config.stash[RUN].holdings_of(_fixtures(item)):
+        for holding in item.config.stash[RUN].holdings_of(item):
             holding.failed = True
     if (
         call.when != "call"
         and call.excinfo is not None
         and isinstance(call.excinfo.value, VmfestError)
-        and not item.config.option.fulltrace
+        and not item.config.getoption("fulltrace", False)
     ):
         made.longrepr = call.excinfo.getrepr(style="value", chain=False)
     return made
@@ -155,10 +150,15 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In an xdist worker: send the controller what it is to tell."""
+    """Destroy what is left of an interrupted teardown; a worker sends its controller what it is to tell."""
+    run = session.config.stash[RUN]
+    try:
+        run.close()
+    except VmfestError as error:
+        report.line_writer(session.config)(str(error))
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[report.WORKER_KEY] = report.to_worker_output(session.config.stash[RUN])
+        output[report.WORKER_KEY] = report.to_worker_output(run)
 
 
 @pytest.hookimpl(optionalhook=True)

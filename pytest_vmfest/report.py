@@ -55,7 +55,7 @@ def show_kept(run: Run, terminal: TerminalReporter) -> None:
     terminal.section("vmfest: machines kept")
     for kept in run.kept:
         terminal.write_line(f"{kept.machine}  (of {kept.test})")
-        terminal.write_line(f"    {kept.ssh_command}")
+        terminal.write_line(f"    {kept.ssh_command or f'vmfest instance console {kept.machine}'}")
         terminal.write_line(f"    vmfest instance destroy {kept.machine}")
 
 

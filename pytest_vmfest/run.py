@@ -7,10 +7,22 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.errors import (
+    GroupStartError,
+    MachineNotFoundError,
+    StartError,
+    VmfestError,
+    all_or_raise,
+)
+from pytest_vmfest.signals import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    import pytest
 
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
@@ -28,6 +40,8 @@ class Holding:
     """The machines behind one fixture value."""
 
     fixture: str
+    scope: pytest.Item | pytest.Collector
+    """The test, class, module, package or session that the fixture is made for."""
     nodes: Mapping[str, Node]
     reset: Callable[[], object] | None = None
     failed: bool = False
@@ -94,25 +108,42 @@ class Run:
         return self._servers[name]
 
     def close(self) -> None:
-        """Close the servers."""
-        for server in self._servers.values():
-            server.close()
-        self._servers.clear()
+        """Destroy what an interrupt may have left of this process's machines, and close the servers.
 
-    def image(self, selector: Any, request: VmRequest, test: str) -> ImageModel:
+        Raises `DestroyError` that tells what is still there.
+        """
+        kept = {kept.machine for kept in self.kept}
+        with held_back():
+            sweeps = [partial(server.sweep, self._tags(), kept) for server in self._servers.values()]
+            try:
+                all_or_raise(*sweeps)
+            finally:
+                for server in self._servers.values():
+                    server.close()
+                self._servers.clear()
+
+    def image(
+        self, selector: Any, request: VmRequest, *, fixture: str, scope: pytest.Item | pytest.Collector
+    ) -> ImageModel:
         """The model for a selector, fetched or built if need be."""
-        with self._timed(test, "-", "image"):
+        with self._timed(_where(fixture, scope), "-", "image"):
             return self.server(request.driver).image(selector)
 
     @contextmanager
     def node(
-        self, request: VmRequest, model: ImageModel, *, fixture: str, test: str, reset: bool = False
+        self,
+        request: VmRequest,
+        model: ImageModel,
+        *,
+        fixture: str,
+        scope: pytest.Item | pytest.Collector,
+        reset: bool = False,
     ) -> Iterator[Node]:
         """A fresh node, destroyed at the end unless it is to be kept."""
-        node = self.server(request.driver).launch_request(
-            request, model, tags=self._tags(), keep_failed=self._keep_failed
-        )
-        holding = Holding(fixture, {node.name: node})
+        server, test = self.server(request.driver), _where(fixture, scope)
+        with self._telling_kept(test):
+            node = server.launch_request(request, model, tags=self._tags(), keep_failed=self._keep_failed)
+        holding = Holding(fixture, scope, {node.name: node})
         with self._held(holding, test, node.destroy):
             if reset:
                 node.snapshot(PRISTINE)
@@ -121,22 +152,31 @@ class Run:
 
     @contextmanager
     def group(
-        self, request: VmRequest, model: ImageModel, *, fixture: str, test: str, reset: bool = False
+        self,
+        request: VmRequest,
+        model: ImageModel,
+        *,
+        fixture: str,
+        scope: pytest.Item | pytest.Collector,
+        reset: bool = False,
     ) -> Iterator[NodeGroup]:
         """A fresh group, destroyed at the end unless it is to be kept."""
-        group = self.server(request.driver).launch_group_request(
-            request, model, tags=self._tags(), keep_failed=self._keep_failed
-        )
-        holding = Holding(fixture, group)
+        server, test = self.server(request.driver), _where(fixture, scope)
+        with self._telling_kept(test):
+            group = server.launch_group_request(
+                request, model, tags=self._tags(), keep_failed=self._keep_failed
+            )
+        holding = Holding(fixture, scope, group)
         with self._held(holding, test, group.destroy):
             if reset:
                 group.each(lambda node: node.snapshot(PRISTINE))
                 holding.reset = lambda: group.each(lambda node: node.revert(PRISTINE))
             yield group
 
-    def holdings_of(self, fixtures: list[str]) -> list[Holding]:
-        """The live holdings of the named fixtures."""
-        return [holding for holding in self.holdings if holding.fixture in fixtures]
+    def holdings_of(self, item: pytest.Item) -> list[Holding]:
+        """What a test's own fixtures hold."""
+        fixtures, around = getattr(item, "fixturenames", []), item.listchain()
+        return [one for one in self.holdings if one.fixture in fixtures and one.scope in around]
 
     @property
     def _keep_failed(self) -> bool:
@@ -147,20 +187,42 @@ class Run:
 
     @contextmanager
     def _held(self, holding: Holding, test: str, destroy: Callable[[], object]) -> Iterator[None]:
-        self.holdings.append(holding)
-        for node in holding.nodes.values():
-            self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
         try:
+            self.holdings.append(holding)
+            for node in holding.nodes.values():
+                self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
             yield
         finally:
-            self.holdings.remove(holding)
-            if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
-                self.kept += [
-                    Kept(test, node.instance.name, node.ssh_command) for node in holding.nodes.values()
-                ]
-            else:
-                with self._timed(test, ",".join(holding.nodes), "teardown"):
-                    destroy()
+            with held_back():
+                self._let_go(holding, test, destroy)
+
+    def _let_go(self, holding: Holding, test: str, destroy: Callable[[], object]) -> None:
+        self.holdings.remove(holding)
+        if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
+            for node in holding.nodes.values():
+                self._keep(test, node)
+        else:
+            with self._timed(test, ",".join(holding.nodes), "teardown"):
+                destroy()
+
+    def _keep(self, test: str, node: Node) -> None:
+        command = ""
+        try:
+            command = node.ssh_command
+        except MachineNotFoundError:
+            return  # the test has destroyed it itself
+        except VmfestError:
+            pass  # it is off: there is nothing to log into until it is started
+        self.kept.append(Kept(test, node.instance.name, command))
+
+    @contextmanager
+    def _telling_kept(self, test: str) -> Iterator[None]:
+        """Remember machines that were kept although, or because, they did not start."""
+        try:
+            yield
+        except (StartError, GroupStartError) as error:
+            self.kept += [Kept(test, machine, "") for machine in error.kept]
+            raise
 
     @contextmanager
     def _timed(self, test: str, node: str, phase: str) -> Iterator[None]:
@@ -169,3 +231,12 @@ class Run:
             yield
         finally:
             self.phases.append(Phase(test, node, phase, time.monotonic() - began))
+
+
+def _where(fixture: str, scope: pytest.Item | pytest.Collector) -> str:
+    """How durations and lists call the place where machines are used: the test, or the fixture of a scope."""
+    import pytest
+
+    if isinstance(scope, pytest.Item):
+        return scope.nodeid
+    return f"{scope.nodeid or 'session'}: {fixture}"

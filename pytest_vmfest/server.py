@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.config import store_home
 from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import ConfigurationError, MachineNotFoundError
+from pytest_vmfest.errors import ConfigurationError, MachineNotFoundError, all_or_raise, clean_up_after
 from pytest_vmfest.group import NodeGroup
 from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.launcher import Launcher
 from pytest_vmfest.planning import fresh_name, plan_group, plan_machine, plan_node
 from pytest_vmfest.progress import silent
+from pytest_vmfest.signals import held_back
 from pytest_vmfest.specs import ImageModel, VmRequest, check_label
 from pytest_vmfest.ssh import keys
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from types import TracebackType
 
     from pytest_vmfest.drivers.base import Driver
@@ -67,6 +68,7 @@ class Server:
         self._progress = progress
         self._driver = load_driver(driver, DriverSettings(self.home, accel))
         self._opened = False
+        self._networks: set[str] = set()
 
     def __repr__(self) -> str:
         """``<Server qemu in ~/.cache/vmfest>``."""
@@ -216,20 +218,39 @@ class Server:
         network = fresh_name("net")
         plans = plan_group(request, model, network, tags)
         launcher = self._launcher(keep_failed, silent)
-        self.driver.create_network(network)
+        self._networks.add(network)
         try:
+            self.driver.create_network(network)
             launched = launcher.launch(plans)
-        except BaseException:
-            self.driver.remove_network(network)
+        except BaseException as error:
+            if not getattr(error, "kept", ()):
+                with held_back():
+                    clean_up_after(error, lambda: self._remove_network(network))
             raise
+        return NodeGroup(
+            launched,
+            lambda: all_or_raise(lambda: launcher.destroy(launched), lambda: self._remove_network(network)),
+        )
 
-        def destroy() -> None:
-            try:
-                launcher.destroy(launched)
-            finally:
-                self.driver.remove_network(network)
+    def sweep(self, tags: Mapping[str, str], keep: Collection[str] = ()) -> None:
+        """Destroy what has all of ``tags``, except the machines in ``keep`` and the networks that they use.
 
-        return NodeGroup(launched, destroy)
+        That is for the end of a run: an interrupt in a bad moment may have left something. Nothing is
+        opened for it. Raises `DestroyError` that tells what is still there.
+        """
+        if not self._opened:
+            return
+        infos = [info for info in self._driver.machines() if tags.items() <= info.tags.items()]
+        kept = [info for info in infos if info.name in keep]
+        networks = self._networks - {info.tags.get("group") for info in kept}
+        all_or_raise(
+            *(partial(self._driver.destroy, info.name) for info in infos if info not in kept),
+            *(partial(self._remove_network, network) for network in networks),
+        )
+
+    def _remove_network(self, network: str) -> None:
+        self.driver.remove_network(network)
+        self._networks.discard(network)
 
     def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
         return Launcher(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import CommandError, MachineExistsError, StartError, VmfestError
+from pytest_vmfest.errors import CommandError, StartError, VmfestError, clean_up_after
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
+from pytest_vmfest.signals import held_back
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.guest import Introduction
@@ -65,50 +67,70 @@ class Startup:
         self._keep = keep
         self._progress = progress
         self._stage = "created"
+        self._created = False
+        self._cancelled = threading.Event()
         self._login_began: float | None = None
         self._timings: dict[str, float] = {}
-        self.instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
+        self._instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
+        self._node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
 
-    def run(self, give_up: Callable[[], None]) -> Node:
-        """Create, boot, connect and introduce the node; ``give_up`` may raise `GivenUpError` in between.
+    def cancel(self) -> None:
+        """Give the start up, whatever it is waiting for; `run` then raises `GivenUpError`."""
+        self._cancelled.set()
+        self._node.disconnect()
+
+    def run(self) -> Node:
+        """Create, boot, connect and introduce the node.
 
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """
         deadline = Deadline(self._timeout_s)
-        plan = self._plan
-        node = Node(self.instance, plan.introduction, role=plan.role, connect_timeout_s=self._timeout_s)
         try:
-            give_up()
-            with self._phase("clone", "created"):
-                self._driver.create(plan.spec)
-            with self._phase("boot", "running"):
-                self.instance.start(deadline.remaining_s)
-                node.connect(deadline, watch=give_up, on_stage=self._enter)
-            with self._phase("network", "network"):
-                node.introduce(deadline)
-            if plan.init_script is not None:
-                with self._phase("init_script", "init_script"):
-                    node.run_script(plan.init_script, deadline)
-        except MachineExistsError as error:
-            # The machine of that name is somebody else's: it is not ours to destroy.
-            raise self._explain(error, deadline, console="", remark="") from error
+            self._bring_up(deadline)
         except VmfestError as error:
-            console = self.instance.console_tail()
-            raise self._explain(error, deadline, console, self._clean_up(node, keep=self._keep)) from error
-        except BaseException:
-            self._clean_up(node, keep=False)
+            if self._cancelled.is_set():
+                clean_up_after(error, self._destroy)
+                raise GivenUpError from error
+            raise self._explain(error, deadline) from error
+        except BaseException as error:
+            with held_back():
+                clean_up_after(error, self._destroy)
             raise
-        node.timings.update(self._timings)
-        return node
+        self._node.timings.update(self._timings)
+        return self._node
+
+    def _bring_up(self, deadline: Deadline) -> None:
+        plan, node = self._plan, self._node
+        with self._phase("clone", "created"):
+            self._driver.create(plan.spec)
+            self._created = True
+        with self._phase("boot", "running"):
+            self._instance.start(deadline.remaining_s)
+            node.connect(deadline, watch=self._give_up, on_stage=self._enter)
+        with self._phase("network", "network"):
+            node.introduce(deadline)
+        if plan.init_script is not None:
+            with self._phase("init_script", "init_script"):
+                node.run_script(plan.init_script, deadline)
+
+    def _give_up(self) -> None:
+        if self._cancelled.is_set():
+            raise GivenUpError
+
+    def _destroy(self) -> None:
+        # What could not be created is not ours: a machine of that name may be somebody else's.
+        if self._created:
+            self._node.destroy()
 
     def _enter(self, stage: str) -> None:
         self._stage = stage
-        self._progress(Step(f"machine {self.instance.name}", _STAGES.get(stage, stage)))
+        self._progress(Step(f"machine {self._instance.name}", _STAGES.get(stage, stage)))
         if stage == "login" and self._login_began is None:
             self._login_began = time.monotonic()
 
     @contextmanager
     def _phase(self, name: str, stage: str) -> Iterator[None]:
+        self._give_up()
         self._enter(stage)
         began = time.monotonic()
         yield
@@ -119,20 +141,33 @@ class Startup:
         else:
             self._timings[name] = ended - began
 
-    def _clean_up(self, node: Node, *, keep: bool) -> str:
-        """Destroy what was begun, or keep it; returns what the user has to know about that."""
-        name = self.instance.name
-        if keep:
-            return (
-                f"machine {name} is kept: `vmfest instance console {name}`, `vmfest instance destroy {name}`"
-            )
-        try:
-            node.destroy()
-        except VmfestError as error:
-            return f"and its machine could not be destroyed: {error}"
-        return ""
+    def _explain(self, error: VmfestError, deadline: Deadline) -> StartError:
+        """The error to show for ``error``; the machine is destroyed by the way, or kept."""
+        name = self._instance.name
+        console = self._console_tail()
+        kept = self._keep and self._created
+        remark = ""
+        if kept:
+            self._node.disconnect()
+            remark = f"machine {name} is kept: vmfest instance console {name}, or ssh, or destroy"
+        else:
+            try:
+                self._destroy()
+            except VmfestError as failure:
+                remark = f"and its machine could not be destroyed: {failure}"
+        return self._error(error, deadline, console, remark, (name,) if kept else ())
 
-    def _explain(self, error: VmfestError, deadline: Deadline, console: str, remark: str) -> StartError:
+    def _console_tail(self) -> str:
+        if not self._created:
+            return ""
+        try:
+            return self._instance.console_tail()
+        except (VmfestError, OSError) as failure:
+            return f"(its console cannot be read: {failure})"
+
+    def _error(
+        self, error: VmfestError, deadline: Deadline, console: str, remark: str, kept: tuple[str, ...]
+    ) -> StartError:
         spec = self._plan.spec
         stage = self._stage
         if stage in ("address", "port", "banner"):
@@ -155,4 +190,5 @@ class Startup:
             elapsed_s=deadline.elapsed_s,
             console_tail=console,
             hint=error.hint,
+            kept=kept,
         )

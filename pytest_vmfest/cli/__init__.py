@@ -6,18 +6,14 @@ Importing it is cheap: each command loads what it needs when it runs.
 from __future__ import annotations
 
 import signal
-import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pytest_vmfest.cli import doctor, image, instance, up
 from pytest_vmfest.cli.setup import examples
 from pytest_vmfest.errors import ConfigurationError, VmfestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pytest_vmfest.signals import end_by
 
 
 class _Vmfest(click.Group):
@@ -25,35 +21,21 @@ class _Vmfest(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command: 1 for an error, 2 for a wrong argument or setting, 128 + N for signal N."""
-        with _ended_by_signals():
-            try:
-                return super().invoke(ctx)
-            except VmfestError as error:
-                kind = click.UsageError if isinstance(error, ConfigurationError) else click.ClickException
-                raise kind(str(error)) from None
-            except KeyboardInterrupt:
-                ctx.exit(128 + signal.SIGINT)
+        restore = end_by(_leave)
+        try:
+            return super().invoke(ctx)
+        except VmfestError as error:
+            kind = click.UsageError if isinstance(error, ConfigurationError) else click.ClickException
+            raise kind(str(error)) from None
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
+        finally:
+            restore()
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, so that no machine, folder or process is left behind."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    changed = []
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            # Another setting is somebody's intention: nohup ignores SIGHUP.
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, leave)
-                changed.append(number)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+def _leave(number: int) -> None:
+    """Unwind the stack, so that no machine, folder or process is left behind."""
+    raise SystemExit(128 + number)
 
 
 @click.group(

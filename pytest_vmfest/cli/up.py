@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +13,10 @@ from pytest_vmfest.cli import show
 from pytest_vmfest.cli.instance import row
 from pytest_vmfest.cli.setup import examples, json_option, with_setup
 from pytest_vmfest.errors import MachineNotFoundError, MachineStateError
+from pytest_vmfest.signals import held_back
 from pytest_vmfest.specs import HARDWARE, NETWORK_MODES, VmRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pytest_vmfest.cli.setup import Setup
     from pytest_vmfest.node import Node
 
@@ -69,25 +66,25 @@ def up(
     )
     with show.progress() as progress, setup.server(progress) as server:
         model = server.image(image)
-        node = server.launch_request(
-            request,
-            model,
-            name=name or _host_name(model.name),
-            machine=name,
-            tags={"owner": "up"},
-            progress=progress,
-        )
-    stays = False
-    try:
-        _tell(node, detach=detach, json_=json_)
-        stays = detach
-        if not detach:
-            _watch(node)
-    finally:
-        if not stays:
-            with _undisturbed():
-                show.note(f"destroying {node.instance.name}")
-                node.destroy()
+        stays, node = False, None
+        try:
+            node = server.launch_request(
+                request,
+                model,
+                name=name or _host_name(model.name),
+                machine=name,
+                tags={"owner": "up"},
+                progress=progress,
+            )
+            _tell(node, detach=detach, json_=json_)
+            stays = detach
+            if not detach:
+                _watch(node)
+        finally:
+            if node is not None and not stays:
+                with held_back():
+                    show.note(f"destroying {node.instance.name}")
+                    node.destroy()
 
 
 def _host_name(image: str) -> str:
@@ -128,15 +125,3 @@ def _watch(node: Node) -> None:
         if state is MachineState.ABORTED:
             raise MachineStateError(f"machine {machine!r} ended by itself: its hypervisor's process is gone")
         time.sleep(_WATCH_INTERVAL_S)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no second Ctrl-C end the clean-up that the first one began."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "checks", "shell", "guest", "openssh",
+    "checks", "shell", "guest", "signals", "openssh",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"}
@@ -78,7 +78,7 @@ def test_imports_go_downwards(path):
         ("requests", {"images"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pytest", {"plugin", "fixtures", "factories", "markers", "report"}),
+        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run"}),
         ("_pytest", {"plugin", "report"}),
     ],
 )
