@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.checks import Check
 from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
@@ -47,7 +47,8 @@ _NOWHERE = Path("/nonexistent/fake-images")
 class FakeDriver(Driver):
     """Machines made of memory. Two drivers with the same store see the same machines, in one process.
 
-    It has every image that it is asked for, so no store is touched.
+    It has every image that it is asked for, so no store is touched. Methods without words here do what
+    `Driver` says, at once.
     """
 
     name = "fake"
@@ -56,8 +57,6 @@ class FakeDriver(Driver):
         """Join the world of the store's folder."""
         super().__init__(settings)
         self._world = world_of(settings.home)
-
-    # --- what only a fake can do -------------------------------------------------------------------
 
     def respond(self, pattern: str, reply: FakeReply, *, machine: str = "*") -> None:
         r"""Let guests answer a command.
@@ -100,8 +99,6 @@ class FakeDriver(Driver):
             if machine.state in _ON:
                 machine.end(MachineState.ABORTED)
 
-    # --- the driver itself -------------------------------------------------------------------------
-
     def open(self) -> None:
         """There is nothing to make ready."""
 
@@ -109,27 +106,18 @@ class FakeDriver(Driver):
         """There is nothing to let go of."""
 
     def describe(self) -> str:
-        """What it is."""
         return "fake (in memory)"
 
     def check(self) -> list[Check]:
-        """It always works."""
         return [Check("fake", True, "machines in memory")]
 
-    # --- private networks --------------------------------------------------------------------------
-
     def create_network(self, name: str) -> None:
-        """Note that there is a private network."""
         self._world.networks.add(check_label(name, "network name"))
 
     def remove_network(self, name: str) -> None:
-        """Remove a private network; one that is not there is fine."""
         self._world.networks.discard(check_label(name, "network name"))
 
-    # --- machines ----------------------------------------------------------------------------------
-
     def create(self, spec: MachineSpec) -> None:
-        """Create a powered-off machine with a fresh disk."""
         if spec.permanent or spec.network == "bridged":
             what = "permanent=True" if spec.permanent else "the network mode bridged"
             raise NotSupportedError(f"machine {spec.name!r}: the fake driver does not know {what}")
@@ -142,7 +130,6 @@ class FakeDriver(Driver):
             self._world.machines[spec.name] = FakeMachine(spec, self._world)
 
     def start(self, name: str, deadline: Deadline) -> None:
-        """Boot at once, or go on from the saved state."""
         with self._machine(name) as machine:
             if machine.state is MachineState.RUNNING:
                 return
@@ -159,17 +146,14 @@ class FakeDriver(Driver):
                 machine.boot()
 
     def pause(self, name: str) -> None:
-        """Halt the guest: its commands wait."""
         with self._running(name, "be paused") as machine:
             machine.state = MachineState.PAUSED
 
     def resume(self, name: str) -> None:
-        """Let a paused guest go on."""
         with self._running(name, "be resumed") as machine:
             machine.state = MachineState.RUNNING
 
     def stop(self, name: str, deadline: Deadline) -> None:
-        """Let the guest shut down, which it does at once."""
         with self._machine(name) as machine:
             if machine.state not in _ON:
                 return
@@ -185,12 +169,10 @@ class FakeDriver(Driver):
             )
 
     def power_down(self, name: str) -> None:
-        """Cut the power, or drop the saved state."""
         with self._machine(name) as machine:
             machine.end(MachineState.POWERED_OFF)
 
     def save_state(self, name: str, deadline: Deadline) -> None:
-        """Keep the guest's memory and power off."""
         with self._machine(name) as machine:
             if machine.state is MachineState.SAVED:
                 return
@@ -199,7 +181,6 @@ class FakeDriver(Driver):
             machine.end(MachineState.SAVED)
 
     def destroy(self, name: str) -> None:
-        """Remove the machine; one that is not there is fine."""
         with self._world.lock:
             if name not in self._world.machines:
                 return
@@ -208,16 +189,12 @@ class FakeDriver(Driver):
             self._world.machines.pop(name).end(MachineState.POWERED_OFF)
 
     def state(self, name: str) -> MachineState:
-        """The state now."""
         with self._machine(name) as machine:
             return machine.state
 
     def machines(self) -> list[MachineInfo]:
-        """All machines of this store, oldest first."""
         with self._world.lock:
-            return [_info(machine) for machine in self._world.machines.values()]
-
-    # --- reaching the guest ------------------------------------------------------------------------
+            return [machine.info() for machine in self._world.machines.values()]
 
     def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
         """An address with a port of the machine's own; nothing listens there."""
@@ -230,13 +207,11 @@ class FakeDriver(Driver):
             return Endpoint(_LOOPBACK, port)
 
     def remote(self, name: str, login: Login, deadline: Deadline) -> FakeRemote:
-        """A connection into the guest."""
         with self._running(name, "be connected to") as machine:
             if self._world.strikes(FakeFault.DIES, name):
                 machine.end(MachineState.ABORTED)
                 raise ConnectionLostError(f"machine {name!r} is aborted (injected fault)")
-            panics = self._world.strikes(FakeFault.PANICS, name)
-            if panics:
+            if self._world.strikes(FakeFault.PANICS, name):
                 machine.console += "Kernel panic - not syncing: injected fault\n"
                 raise ConnectionLostError("the guest's kernel panicked: injected fault")
             if not self._world.strikes(FakeFault.UNREACHABLE, name):
@@ -245,11 +220,8 @@ class FakeDriver(Driver):
             time.sleep(min(0.01, deadline.remaining_s))
         if machine.state not in _ON:
             raise ConnectionLostError(f"machine {name!r} is {machine.state.value}")
-        raise WaitTimeoutError(
-            f"machine {name!r}: no answer within {deadline.timeout_s:g} s (injected fault)"
-        )
-
-    # --- looking in, typing ------------------------------------------------------------------------
+        limit = f"no answer within {deadline.timeout_s:g} s"
+        raise WaitTimeoutError(f"machine {name!r}: {limit} (injected fault)")
 
     def console(self, name: str) -> str:
         """A few lines for each boot, and what was typed or written to the serial port."""
@@ -273,10 +245,7 @@ class FakeDriver(Driver):
                 machine.type([stroke])
             time.sleep(stroke.pause_s)
 
-    # --- snapshots ---------------------------------------------------------------------------------
-
     def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
-        """Keep files, memory and state."""
         with self._machine(name) as machine:
             if snapshot in machine.snapshots:
                 raise MachineStateError(f"machine {name!r} has a snapshot named {snapshot!r} already")
@@ -285,7 +254,6 @@ class FakeDriver(Driver):
             machine.take_snapshot(snapshot)
 
     def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
-        """Go back to a snapshot; connections break."""
         with self._machine(name) as machine:
             if snapshot not in machine.snapshots:
                 raise MachineStateError(
@@ -295,24 +263,22 @@ class FakeDriver(Driver):
             machine.revert(snapshot)
 
     def snapshots(self, name: str) -> list[str]:
-        """Names of the snapshots, oldest first."""
         with self._machine(name) as machine:
             return list(machine.snapshots)
 
     def delete_snapshot(self, name: str, snapshot: str) -> None:
-        """Forget a snapshot; one that is not there is fine."""
         with self._machine(name) as machine:
             machine.snapshots.pop(snapshot, None)
 
-    # --- images ------------------------------------------------------------------------------------
-
     def own_image(self, selector: object) -> ImageModel | None:
         """A model for any name or template; for a model, path or URL: None."""
-        if isinstance(selector, str):
-            return _model(selector, {})
-        if isinstance(selector, dict):
-            return _model(str(selector.get("os_family", "fake")), selector)
-        return None
+        if not isinstance(selector, str | dict):
+            return None
+        name = selector if isinstance(selector, str) else str(selector.get("os_family", "fake"))
+        asked: Mapping[str, Any] = selector if isinstance(selector, dict) else {}
+        keys = ("os_family", "os_version", "packager")
+        facts: dict[str, Any] = {key: str(asked[key]) for key in keys if asked.get(key)}
+        return ImageModel(name, _NOWHERE / name, "raw", description="in memory", **facts)
 
     def check_image(self, image: ImageModel) -> None:
         """Take any model of its own; for others there must be a disk file that could be one."""
@@ -327,8 +293,6 @@ class FakeDriver(Driver):
             ) from None
         if size < _SECTOR_BYTES or size % _SECTOR_BYTES:
             raise ImageInvalidError(f"image {image.name!r}: {image.disk} is no disk")
-
-    # --- parts -------------------------------------------------------------------------------------
 
     @contextmanager
     def _machine(self, name: str) -> Iterator[FakeMachine]:
@@ -347,31 +311,3 @@ class FakeDriver(Driver):
 
 def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
     return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
-
-
-def _info(machine: FakeMachine) -> MachineInfo:
-    spec = machine.spec
-    port = machine.ports.get(22)
-    return MachineInfo(
-        name=spec.name,
-        state=machine.state,
-        image=spec.image.name,
-        memory_mib=spec.hardware.memory_mib,
-        cpus=spec.hardware.cpus,
-        tags=spec.tags,
-        created=machine.created,
-        endpoint=Endpoint(_LOOPBACK, port) if port else None,
-    )
-
-
-def _model(name: str, template: Mapping[str, object]) -> ImageModel:
-    family, version, packager = (template.get(key) for key in ("os_family", "os_version", "packager"))
-    return ImageModel(
-        name=name,
-        disk=_NOWHERE / name,
-        format="raw",
-        os_family=str(family) if family else None,
-        os_version=str(version) if version else None,
-        packager=str(packager) if packager else None,
-        description="in memory",
-    )

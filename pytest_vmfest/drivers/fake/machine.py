@@ -9,9 +9,10 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.drivers.base import MachineInfo, MachineState
 from pytest_vmfest.drivers.fake.files import FakeFiles
 from pytest_vmfest.keyboard import parse_keys
+from pytest_vmfest.specs import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +26,8 @@ _SCREEN_SIZE = (640, 400)
 # What each stroke types, by the layout that made strokes of text.
 _TYPED = {parse_keys(char)[0].keys: char for char in map(chr, range(32, 127))}
 
-_FOLDERS = (
-    "/bin",
-    "/dev/shm",
-    "/etc",
-    "/home",
-    "/proc/sys/kernel/random",
-    "/root",
-    "/run",
-    "/tmp",
-    "/usr/bin",
-)
-_IN_MEMORY = ("/dev/shm", "/proc", "/run", "/sys", "/tmp")
+_FOLDERS = ("/bin", "/dev", "/etc", "/home", "/root", "/usr/bin")
+_IN_MEMORY = ("/proc/sys/kernel/random", "/run", "/tmp")
 
 
 @dataclass(frozen=True)
@@ -74,32 +65,33 @@ class FakeMachine:
         """Changes whenever connections into the guest break."""
         self.files = _fresh_files(spec)
 
+    def info(self) -> MachineInfo:
+        """Its row in a listing."""
+        spec, hardware, port = self.spec, self.spec.hardware, self.ports.get(22)
+        endpoint = Endpoint("127.0.0.1", port) if port else None
+        about = (spec.image.name, hardware.memory_mib, hardware.cpus, spec.tags)
+        return MachineInfo(spec.name, self.state, *about, self.created, endpoint)
+
     def boot(self) -> None:
         """Power on, or reset: a new boot of what is on disk."""
-        self.memory = Memory(self._saved_hostname(), str(uuid.uuid4()))
-        for path in _IN_MEMORY:
-            if self.files.entry(path):
-                self.files.remove(path, recursive=True)
-        for path in _IN_MEMORY:
-            self.files.make_folder(path, parents=True)
-        self.files.make_folder("/proc/sys/kernel/random", parents=True)
-        self.files.write("/proc/sys/kernel/random/boot_id", f"{self.memory.boot_id}\n".encode())
-        macs = ["52:54:00:00:00:01", *(nic.mac for nic in self.spec.nics)]
-        for number, mac in enumerate(macs):
-            self.files.make_folder(f"/sys/class/net/eth{number}", parents=True)
-            self.files.write(f"/sys/class/net/eth{number}/address", f"{mac}\n".encode())
-        self.console += f"Fake Linux on a fake machine, image {self.spec.image.name}\nready\n"
-        self.state = MachineState.RUNNING
-        self.ports = {22: self.world.free_port()}
-        self.break_connections()
+        with self.world.lock:
+            self.memory = Memory(self._saved_hostname(), str(uuid.uuid4()))
+            for path in _IN_MEMORY:
+                self.files.remove(path, recursive=True, missing_ok=True)
+                self.files.make_folder(path, parents=True)
+            self.files.write("/proc/sys/kernel/random/boot_id", f"{self.memory.boot_id}\n".encode())
+            self.console += f"Fake Linux on a fake machine, image {self.spec.image.name}\nready\n"
+            self.go_on()
+            self.break_connections()
 
     def end(self, state: MachineState) -> None:
         """No longer run, and lose what is in memory unless it is saved."""
-        if state is not MachineState.SAVED:
-            self.memory = Memory()
-        self.state = state
-        self.ports = {}
-        self.break_connections()
+        with self.world.lock:
+            if state is not MachineState.SAVED:
+                self.memory = Memory()
+            self.state = state
+            self.ports = {}
+            self.break_connections()
 
     def go_on(self) -> None:
         """Run on from the saved state."""
@@ -109,6 +101,25 @@ class FakeMachine:
     def break_connections(self) -> None:
         """Whoever is connected to the guest loses it."""
         self.connection_era += 1
+
+    def home(self, user: str) -> str:
+        """A user's home folder."""
+        return "/root" if user == "root" else f"/home/{user}"
+
+    def introduce(self, hostname: str, hosts: Sequence[str]) -> None:
+        """Take a name, and the names of others, as lines of /etc/hosts that replace earlier ones."""
+        self.memory = replace(self.memory, hostname=hostname)
+        self.files.write("/etc/hostname", f"{hostname}\n".encode())
+        before = self.files.read("/etc/hosts").decode().splitlines() if self.files.entry("/etc/hosts") else []
+        lines = [line for line in before if not line.endswith("# vmfest")] + list(hosts)
+        self.files.write("/etc/hosts", "".join(f"{line}\n" for line in lines).encode())
+
+    def write(self, path: str, data: bytes, *, append: bool) -> None:
+        """Write to a file or to the serial port."""
+        if path == "/dev/ttyS0":
+            self.console += data.decode(errors="replace")
+        elif path != "/dev/null":
+            self.files.write(path, data, append=append)
 
     def type(self, strokes: Sequence[Stroke]) -> None:
         """Take keys; the guest writes each line that was typed to its console."""
@@ -152,9 +163,9 @@ def _fresh_files(spec: MachineSpec) -> FakeFiles:
     files = FakeFiles()
     for path in _FOLDERS:
         files.make_folder(path, parents=True)
-    user = spec.image.login.username
-    if user != "root":
+    if (user := spec.image.login.username) != "root":
         files.make_folder(f"/home/{user}")
+    files.write("/dev/null", b"")
     files.write("/etc/hostname", b"localhost\n")
     files.write("/etc/hosts", b"127.0.0.1 localhost\n")
     files.write("/etc/os-release", f'PRETTY_NAME="fake {spec.image.name}"\nID=fake\n'.encode())

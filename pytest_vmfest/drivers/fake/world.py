@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.remote import Completed
+from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, Completed
 
 if TYPE_CHECKING:
     import re
+    from io import BytesIO
     from pathlib import Path
 
     from pytest_vmfest.drivers.fake.machine import FakeMachine
@@ -99,12 +100,15 @@ class World:
                         return True
         return False
 
-    def answer(self, machine: str, command: str, stdin: bytes) -> Completed | None:
+    def answer(self, machine: str, command: str, stdin: BytesIO) -> Completed | None:
         """What the user wants to be answered; the answer that was given last wins."""
         for responder in reversed(self.responders):
             match = responder.pattern.fullmatch(command)
             if match and fnmatch.fnmatchcase(machine, responder.machine):
-                return _completed(responder.reply, FakeCall(machine, command, match, stdin))
+                reply = responder.reply
+                return completed(
+                    reply(FakeCall(machine, command, match, stdin.read())) if callable(reply) else reply
+                )
         return None
 
     def free_port(self) -> int:
@@ -125,11 +129,10 @@ def world_of(home: Path) -> World:
         return _worlds.setdefault(home, World())
 
 
-def _completed(reply: FakeReply, call: FakeCall) -> Completed:
-    if callable(reply):
-        reply = reply(call)
+def completed(reply: object) -> Completed:
+    """What a reply means: a status, standard output, or both; anything else is a success in silence."""
     if isinstance(reply, Completed):
         return reply
-    if isinstance(reply, int):
-        return Completed(reply, b"", b"")
-    return Completed(0, reply.encode(), b"")
+    if isinstance(reply, str):
+        return Completed(0, reply.encode(ENCODING, ENCODING_ERRORS), b"")
+    return Completed(reply if isinstance(reply, int) else 0, b"", b"")
