@@ -104,6 +104,36 @@ def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, number):
     scanned.nothing_is_left()
 
 
+@pytest.mark.parametrize("moment", ["destroy", "launched"])
+def test_an_interrupt_at_the_worst_moment(pytester, scanned, moment):
+    """Ctrl-C while a machine is being destroyed, or just after its start: it is gone all the same."""
+    pytester.makeconftest(
+        f"""
+        import os, signal
+        from pytest_vmfest import launcher
+        from pytest_vmfest.drivers.qemu import QemuDriver
+
+        def interrupting(function, before):
+            def replaced(*arguments, **named):
+                if before:
+                    os.kill(os.getpid(), signal.SIGINT)
+                result = function(*arguments, **named)
+                if not before:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return result
+            return replaced
+
+        if {moment!r} == "destroy":
+            QemuDriver.destroy = interrupting(QemuDriver.destroy, before=True)
+        else:
+            launcher.Launcher.launch = interrupting(launcher.Launcher.launch, before=False)
+        """
+    )
+    pytester.makepyfile("def test_it(vm_instance): pass")
+    assert pytester.runpytest_subprocess().ret == pytest.ExitCode.INTERRUPTED
+    scanned.nothing_is_left()
+
+
 def test_failures_errors_and_exitfirst(pytester, scanned):
     """A failing test, an error in another fixture, and -x leave nothing."""
     pytester.makepyfile(
@@ -123,6 +153,7 @@ def test_failures_errors_and_exitfirst(pytester, scanned):
         """
     )
     pytester.runpytest_subprocess("--maxfail=2").assert_outcomes(failed=1, errors=1)
+    pytester.runpytest_subprocess("-x", "--lf").assert_outcomes(errors=1)
     scanned.nothing_is_left()
 
 

@@ -104,3 +104,46 @@ def test_default_images_reach_factories_that_name_none(pytester, run_fake):
         """
     )
     run_fake("--vm-image", "alpha", "--vm-image", "beta").assert_outcomes(passed=2)
+
+
+def test_a_marker_around_the_scope_beats_default_images(pytester, run_fake):
+    """A factory without an image takes the module's; --vm-image does not then multiply its tests."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_vmfest import instance_fixture
+        pytestmark = pytest.mark.vm(image="of-module")
+        box = instance_fixture(scope="module")
+
+        def test_it(box):
+            assert box.image.name == "of-module"
+        """
+    )
+    run_fake("--vm-image", "alpha", "--vm-image", "beta").assert_outcomes(passed=1)
+
+
+def test_a_factory_beats_the_command_line(pytester, run_fake):
+    """What a factory says wins over options."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="module", image="of-factory", hardware="small")
+
+        def test_it(box):
+            assert (box.instance.info.image, box.instance.info.memory_mib) == ("of-factory", 1024)
+        """
+    )
+    run_fake("--vm-image", "alpha", "--vm-hardware", "large").assert_outcomes(passed=1)
+
+
+def test_an_instance_is_one_machine(pytester, run_fake):
+    """`nodes` belongs to groups: instance_fixture refuses it instead of ignoring it."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest import instance_fixture
+        box = instance_fixture(scope="module", nodes=3)
+        """
+    )
+    result = run_fake()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*instance_fixture: nodes=3*", "*group_fixture*"])

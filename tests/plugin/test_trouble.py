@@ -85,6 +85,62 @@ def test_kept_machines_are_told(pytester, run_fake):
     assert "machines kept" not in run_fake("--vm-keep", "never").stdout.str()
 
 
+def test_machines_that_are_off_or_gone_are_no_trouble_to_keep(pytester, run_fake):
+    """With --vm-keep always, one that is off is listed without an ssh line, and a destroyed one is not."""
+    pytester.makepyfile(
+        """
+        def test_off(vm_instance):
+            vm_instance.instance.power_down()
+
+        def test_gone(vm_instance):
+            vm_instance.instance.destroy()
+        """
+    )
+    result = run_fake("--vm-keep", "always")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*of test_*::test_off*", "*vmfest instance console vm-*"])
+    assert result.stdout.str().count("vmfest instance destroy") == 1
+
+
+def test_a_machine_that_did_not_start_is_kept_and_told(pytester, run_fake):
+    """With --vm-keep failed, the machine of a failed start is in the summary."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.vm(init_script="false")
+        def test_it(vm_instance): pass
+        """
+    )
+    result = run_fake("--vm-keep", "failed")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*vmfest: machines kept*", "*vmfest instance destroy vm-*"])
+
+
+def test_a_failing_destroy_is_an_error_of_the_teardown(pytester, run_fake):
+    """A machine that cannot be destroyed is reported as an error beside the passed test."""
+    pytester.makepyfile(
+        """
+        from pytest_vmfest.drivers.fake import FakeFault
+
+        def test_it(vm_instance, vm_server):
+            vm_server.driver.inject(FakeFault.DESTROY_FAILS, times=1)
+        """
+    )
+    result = run_fake()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", "*cannot be destroyed*"])
+
+
+@pytest.mark.parametrize("plugin", ["terminal", "setupplan", "capture"])
+def test_it_works_without_pytests_own_plugins(pytester, run_fake, plugin):
+    """Where parts of pytest are switched off, tests and their errors still come out."""
+    pytester.makepyfile("def test_it(vm_instance): pass\ndef test_error(vm_instance, nothing_such): pass")
+    result = run_fake("-p", f"no:{plugin}")
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.mark.skipif(os.cpu_count() == 1, reason="two workers on one CPU")
 def test_workers_have_machines_of_their_own_and_tell_the_controller(pytester, run_fake):
     """Under xdist, durations and kept machines of all workers are told at the end."""

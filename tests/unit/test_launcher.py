@@ -7,7 +7,8 @@ import pytest
 from pytest_vmfest import DestroyError, GroupStartError, Server, StartError
 from pytest_vmfest.drivers.fake import FakeFault
 from pytest_vmfest.errors import ConfigurationError, MachineExistsError
-from pytest_vmfest.specs import HardwareModel
+from pytest_vmfest.specs import HardwareModel, VmRequest
+from pytest_vmfest.waiting import Deadline
 
 
 @pytest.fixture
@@ -20,20 +21,20 @@ def server(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "stage", "message"),
+    ("fault", "stages", "message"),
     [
-        (FakeFault.CREATE_FAILS, "created", "cannot be created"),
-        (FakeFault.START_FAILS, "running", "does not start"),
-        (FakeFault.DIES, "kernel", "is aborted"),
-        (FakeFault.PANICS, "kernel", "Kernel panic - not syncing"),
+        (FakeFault.CREATE_FAILS, {"created"}, "cannot be created"),
+        (FakeFault.START_FAILS, {"running"}, "does not start"),
+        (FakeFault.DIES, {"running", "kernel"}, "is aborted"),
+        (FakeFault.PANICS, {"running", "kernel"}, "Kernel panic - not syncing"),
     ],
 )
-def test_a_failing_start_tells_its_stage_and_leaves_nothing(server, fault, stage, message):
+def test_a_failing_start_tells_its_stage_and_leaves_nothing(server, fault, stages, message):
     """The error names the node, the stage and the cause; the machine is gone."""
     server.driver.inject(fault)
     with pytest.raises(StartError, match=message) as caught:
         server.launch("db", image="tiny")
-    assert caught.value.stage in (stage, "running")
+    assert caught.value.stage in stages
     assert "node 'db' did not start" in str(caught.value)
     assert "image tiny, 512 MiB, 1 CPU, driver fake" in str(caught.value)
 
@@ -59,6 +60,7 @@ def test_every_failure_of_a_group_is_told(server):
     server.driver.inject(FakeFault.CREATE_FAILS)
     with pytest.raises(GroupStartError) as caught:
         server.launch_group(2, image="tiny")
+    assert caught.value.failures
     assert set(caught.value.failures) <= {"node-0", "node-1"}
     assert all(name in str(caught.value) for name in caught.value.failures)
 
@@ -101,6 +103,46 @@ def test_an_init_script_can_be_a_file(server, tmp_path):
         server.launch(image="tiny", init_script=tmp_path / "none.sh")
 
 
+@pytest.mark.parametrize("network", ["local", "bridged"])
+def test_a_launch_that_is_refused_spares_the_machine_that_has_the_name(server, network):
+    """Whatever a launch fails on before its machine exists, another one of that name is not destroyed."""
+    with server.instance("mine", "tiny") as machine:
+        request = VmRequest(network=network)
+        with pytest.raises(StartError):
+            server.launch_request(request, server.image("tiny"), name="mine", machine="mine", tags={})
+        assert server.find("mine").state is machine.state
+
+
+def test_a_failing_node_ends_the_init_scripts_of_the_others(server):
+    """A group's start does not wait for scripts that are still running when another node has failed."""
+    server.driver.respond("mine", lambda call: int(call.machine.startswith("node-0")))
+    deadline = Deadline(20)
+    with pytest.raises(GroupStartError, match="1 of 2"):
+        server.launch_group(2, image="tiny", init_script="mine && sleep 60")
+    assert not deadline.expired
+
+
+def test_failed_machines_can_be_kept(server):
+    """With keep_failed the machines of a group that failed stay as they are, its network too."""
+    server.driver.inject(FakeFault.START_FAILS, machine="node-1-*")
+    request = VmRequest(nodes=2)
+    with pytest.raises(GroupStartError) as caught:
+        server.launch_group_request(request, server.image("tiny"), tags={}, keep_failed=True)
+    names = {info.name for info in server.driver.machines()}
+    assert set(caught.value.kept) == names
+    assert any(name.startswith("node-1-") for name in names)
+    server.sweep({})
+
+
+def test_a_sweep_takes_what_is_tagged_and_spares_the_rest(server):
+    """Only machines with all of the tags are destroyed, and not those to be kept."""
+    for name, tags in {"a": {"run": "1"}, "b": {"run": "1"}, "c": {"run": "2"}}.items():
+        server.instance(name, "tiny", tags=tags)
+    server.sweep({"run": "1"}, keep={"b"})
+    assert [machine.name for machine in server.machines()] == ["b", "c"]
+    server.sweep({})
+
+
 def test_a_taken_machine_name_is_refused_and_its_owner_unharmed(server):
     """A machine of the same name is neither replaced nor destroyed."""
     with server.instance("mine", "tiny") as machine:
@@ -125,4 +167,5 @@ def test_an_interrupt_while_a_group_starts_leaves_nothing(server, monkeypatch):
     monkeypatch.setattr(launcher, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         server.launch_group(2, image="tiny")
+    assert server.driver.machines() == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-launch")]
