@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import StoreError
+from pytest_vmfest.folders import make_private
 from pytest_vmfest.progress import Step
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class StoreFolder:
             raise
         except OSError as error:
             if error.errno in _NO_SPACE:
-                hint = "free space (vmfest image remove NAME, vmfest gc), or set VMFEST_HOME to another disk"
+                hint = "free space (vmfest image remove NAME), or set VMFEST_HOME to another disk"
             else:
                 hint = "make it a folder that you may write to, or set VMFEST_HOME to one"
             place = error.filename or self.images
@@ -80,8 +81,7 @@ class StoreFolder:
 
         with self.errors():
             for folder in (self.images, self._locks):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_private(folder)
             lock = self._lock(name)
             try:
                 lock.acquire(timeout=0)
@@ -108,7 +108,7 @@ class StoreFolder:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def publish(self, partial: Path, name: str) -> None:
         """Let the assembled model appear under its name, in the place of the one that may be there."""
@@ -156,7 +156,14 @@ class StoreFolder:
         if kind == "replaced" and path.exists() and not final.exists():
             path.rename(final)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as that is possible, also what a recipe made of it with other owners."""
+    from pytest_vmfest.images.recipes.rootless import remove_tree
+
+    remove_tree(folder)
 
 
 def _sync(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import StoreError
+from pytest_vmfest.folders import make_private
 from pytest_vmfest.specs import Identity
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def ensure_identity(folder: Path) -> Identity:
     from filelock import FileLock, Timeout
 
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         _restrict(folder, 0o700)
         with FileLock(folder / ".lock", timeout=_LOCK_TIMEOUT_S):
             client, host = _ensure_pair(folder / CLIENT_KEY), _ensure_pair(folder / HOST_KEY)

@@ -114,11 +114,11 @@ def test_hanging_probe_ends_in_tcg(
     """A guest that hangs is killed at the deadline with all its children, and TCG is chosen."""
     monkeypatch.setattr(accel, "PROBE_TIMEOUT_S", 1)
     qemu = fake_qemu(f"sleep 60 & echo $! >> '{tmp_path}/runs'; printf p; wait")
-    deadline = Deadline(60)
+    deadline = Deadline(30)  # far less than the guest would take, far more than a loaded host needs
 
     chosen = choose_accel("auto", str(qemu.program), tmp_path / "cache")
 
-    assert deadline.elapsed_s < 3
+    assert not deadline.expired
     assert chosen.name == "tcg"
     assert "did not finish in 1 s: still computing in protected mode" in chosen.reason
     script, child = (int(pid) for pid in qemu.runs_file.read_text().split())

@@ -2,9 +2,9 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import psutil
@@ -12,6 +12,7 @@ import pytest
 
 from pytest_vmfest.drivers.qemu.process import Process, running_in, spawn
 from pytest_vmfest.errors import DriverError
+from pytest_vmfest.waiting import Deadline, wait_for
 
 
 @pytest.fixture
@@ -110,10 +111,15 @@ def test_how_it_is_started(tmp_path):
     assert len(descriptors) == 5  # and the one by which they were listed
 
 
-def test_finding_a_process_by_its_folder(sleeper, tmp_path):
-    """A process is found by the folder that it works in; one that works elsewhere is not."""
-    deadline = time.monotonic() + 10
-    while running_in(tmp_path) != [sleeper] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert running_in(tmp_path) == [sleeper]
-    assert running_in(tmp_path / "elsewhere") == []
+def test_finding_a_machine_by_its_folder(sleeper, tmp_path):
+    """A QEMU is found by the folder that it works in; other programs there, and QEMUs elsewhere, are not."""
+    program = tmp_path / "qemu-system-test"
+    shutil.copy(shutil.which("sleep"), program)
+    with subprocess.Popen([program, "60"], cwd=tmp_path) as machine:
+        try:
+            found = wait_for(lambda: running_in(tmp_path), Deadline(10), what="the process to be found")
+            assert [process.pid for process in found] == [machine.pid]
+            assert running_in(tmp_path / "elsewhere") == []
+        finally:
+            machine.kill()
+    assert sleeper.alive

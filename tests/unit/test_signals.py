@@ -12,11 +12,15 @@ from pytest_vmfest.signals import end_by, held_back
 def test_signals_wait_until_a_clean_up_is_done():
     """A Ctrl-C in the block takes effect behind it, and only once."""
     done = []
-    with pytest.raises(KeyboardInterrupt):
+
+    def clean_up() -> None:
         with held_back():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             done.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        clean_up()
     assert done == ["cleaned up"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

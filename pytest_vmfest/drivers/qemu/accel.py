@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pytest_vmfest.errors import ConfigurationError, DriverUnavailableError
+from pytest_vmfest.folders import make_private
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def _only_one(cache: Path) -> Iterator[None]:
 
     lock = FileLock(f"{cache}.lock")
     try:
-        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(cache.parent)
         lock.acquire(timeout=_LOCK_TIMEOUT_S)
     except (OSError, NotImplementedError):  # filelock's Timeout is an OSError
         yield

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.drivers.qemu.record import writing_to
 from pytest_vmfest.errors import DriverError, ImageInvalidError, StoreError
+from pytest_vmfest.folders import make_private
 
 if TYPE_CHECKING:
     from pytest_vmfest.specs import ImageModel
@@ -86,7 +87,7 @@ class Disks:
 
     def _create_template(self, image: ImageModel, template: Path) -> None:
         with writing_to(self._cache):
-            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._cache)
             handle, beside = tempfile.mkstemp(dir=self._cache, prefix="new-", suffix=".qcow2")
             os.close(handle)
         try:

@@ -21,6 +21,8 @@ from pytest_vmfest.errors import DriverError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+# How the executables of all QEMU's system emulators begin.
+_PROGRAM = "qemu-system-"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -107,13 +109,16 @@ def spawn(command: Sequence[str], folder: Path, *, fds: Sequence[int], log: IO[b
 
 
 def running_in(folder: Path) -> list[Process]:
-    """The processes whose working folder is ``folder``: for a machine whose record tells of none."""
+    """The QEMU processes whose working folder is ``folder``: for a machine whose record tells of none.
+
+    Others, such as somebody's shell, may stand there too; they are no machines.
+    """
     import psutil
 
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
-            if process.cwd() == str(folder):
+            if process.cwd() == str(folder) and Path(process.exe()).name.startswith(_PROGRAM):
                 found.append(Process.of(process.pid))
     return found
 

@@ -25,6 +25,7 @@ from pytest_vmfest.errors import (
     MachineNotFoundError,
     StoreError,
 )
+from pytest_vmfest.folders import make_private
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Store:
         """
         folder = self.folder(record.spec.name)
         with writing_to(folder):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._folder)
             try:
                 folder.mkdir(mode=0o700)
             except FileExistsError:
@@ -125,7 +126,7 @@ class Store:
         """The names of all machines, also of half-created ones."""
         try:
             return sorted(entry.name for entry in os.scandir(self._folder) if entry.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def remove(self, name: str) -> None:

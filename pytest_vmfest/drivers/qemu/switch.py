@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.qemu import switch_process
 from pytest_vmfest.errors import DriverError
+from pytest_vmfest.folders import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def spawn_switch(folder: Path, *, python: str = sys.executable) -> None:
     another process, calls this first. Raises `DriverError` if it does not start.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         folder.chmod(0o700)
         with _locked(folder) as handle:
             if not _answers(handle):
