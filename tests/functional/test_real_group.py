@@ -24,7 +24,7 @@ def test_two_groups_never_meet(cluster, other):
         for node in group.values():
             node.check_output(f"mkdir -p /tmp/www && {names} > /tmp/www/name && httpd -p 8000 -h /tmp/www")
     seen = {
-        node.check_output(f"wget -q -T 20 -O - http://{name}:8000/name")
+        node.check_output(f"wget -q -O - http://{name}:8000/name")
         for node in other.values()
         for name in other
     }
