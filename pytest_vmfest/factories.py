@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from pytest_vmfest.errors import ConfigurationError
-from pytest_vmfest.fixtures import RUN
+from pytest_vmfest.fixtures import run_of
 from pytest_vmfest.markers import image_id, marked_request
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _fixture(
         )
 
     def machines(request: pytest.FixtureRequest, default_image: Any) -> Iterator[Any]:
-        run = request.config.stash[RUN]
+        run = run_of(request.config)
         fixture = request.fixturename or factory
         vm = marked_request(request.node, run.settings).merged(said)
         if factory == "group_fixture" and vm.nodes is None:

@@ -11,13 +11,26 @@ from pytest_vmfest.markers import marked_request
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
     from pytest_vmfest.node import Node
     from pytest_vmfest.run import Run
     from pytest_vmfest.server import Server
     from pytest_vmfest.specs import ImageModel
 
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+
+
+def run_of(config: pytest.Config) -> Run:
+    """The run that all fixtures share; a session that uses no machine never makes one."""
+    if RUN not in config.stash:
+        from pytest_vmfest.progress import LineProgress
+        from pytest_vmfest.report import line_writer
+        from pytest_vmfest.run import Run
+
+        config.stash[RUN] = Run.from_environment(config.stash[SETTINGS], LineProgress(line_writer(config)))
+    return config.stash[RUN]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +41,7 @@ def vm_server(pytestconfig: pytest.Config) -> Server:
     `vm_server.launch(image=...)`, `vm_server.machines()`, `vm_server.images`. What a test makes so, it has to
     destroy: the objects are context managers.
     """
-    return pytestconfig.stash[RUN].server()
+    return run_of(pytestconfig).server()
 
 
 @pytest.fixture
@@ -38,7 +51,7 @@ def vm_image(request: pytest.FixtureRequest) -> ImageModel:
     Attributes: name, disk, format, login, os_family, os_version, os_64_bit, packager, description, and more.
     Without a marker: the option --vm-image (default: tiny).
     """
-    run = request.config.stash[RUN]
+    run = run_of(request.config)
     vm = marked_request(request.node, run.settings)
     selector = getattr(request, "param", None) or (vm.images or run.settings.image)[0]
     return run.image(selector, vm, fixture="vm_image", scope=request.node)
@@ -58,7 +71,7 @@ def vm_instance(request: pytest.FixtureRequest, vm_image: ImageModel) -> Iterato
     snapshot, revert, console, screenshot, send_keys. Attributes: name, ip, host, port, user, image, instance.
     For a wider scope see `pytest_vmfest.instance_fixture`.
     """
-    run = request.config.stash[RUN]
+    run = run_of(request.config)
     vm = marked_request(request.node, run.settings)
     with run.node(vm, vm_image, fixture="vm_instance", scope=request.node) as node:
         yield node
@@ -78,7 +91,7 @@ def vm_group(request: pytest.FixtureRequest, vm_image: ImageModel) -> Iterator[N
     `nodes=3` makes node-0 to node-2. All are started, in parallel, or none; all are destroyed after the test.
     For a wider scope see `pytest_vmfest.group_fixture`.
     """
-    run = request.config.stash[RUN]
+    run = run_of(request.config)
     vm = marked_request(request.node, run.settings)
     with run.group(vm, vm_image, fixture="vm_group", scope=request.node) as group:
         yield group
@@ -87,4 +100,4 @@ def vm_group(request: pytest.FixtureRequest, vm_image: ImageModel) -> Iterator[N
 @pytest.fixture(scope="session")
 def _vm_default_image(request: pytest.FixtureRequest) -> Any:
     """The image for fixtures made by a factory that names none; one of several --vm-image."""
-    return getattr(request, "param", None) or request.config.stash[RUN].settings.image[0]
+    return getattr(request, "param", None) or request.config.stash[SETTINGS].image[0]

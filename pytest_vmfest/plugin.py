@@ -7,19 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vmfest import report
 from pytest_vmfest.config import OPTIONS, load_settings
 from pytest_vmfest.errors import ConfigurationError, VmfestError
-from pytest_vmfest.fixtures import RUN, _vm_default_image, vm_group, vm_image, vm_instance, vm_server
+from pytest_vmfest.fixtures import (
+    RUN,
+    SETTINGS,
+    _vm_default_image,
+    run_of,
+    vm_group,
+    vm_image,
+    vm_instance,
+    vm_server,
+)
 from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
-from pytest_vmfest.progress import LineProgress
-from pytest_vmfest.run import Run
 from pytest_vmfest.signals import end_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from _pytest.terminal import TerminalReporter
+
+    from pytest_vmfest.run import Holding
 
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
@@ -43,13 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the settings once, and make the run that all fixtures share."""
+    """Read the settings once, and see to it that signals end the session in order."""
     config.addinivalue_line("markers", MARKER_HELP)
     try:
         settings = load_settings(command_line=config.getoption, ini=config.getini)
     except ConfigurationError as error:
         raise pytest.UsageError(f"vmfest: {error}") from None
-    config.stash[RUN] = Run.from_environment(settings, LineProgress(report.line_writer(config)))
+    config.stash[SETTINGS] = settings
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
 
 
@@ -57,7 +65,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Let go of the hypervisors, and of the signals."""
     if run := config.stash.get(RUN, None):
         run.close()
-        config.stash[RESTORE_SIGNALS]()
+    if restore := config.stash.get(RESTORE_SIGNALS, None):
+        restore()
 
 
 def _leave(number: int) -> None:
@@ -67,7 +76,7 @@ def _leave(number: int) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what was configured; what it comes to is told once tests are known that need it."""
-    settings = config.stash[RUN].settings
+    settings = config.stash[SETTINGS]
     return f"vmfest: driver {settings.driver}, accel {settings.accel}, image {', '.join(settings.image)}"
 
 
@@ -80,7 +89,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     ):
         return None
     try:
-        server = config.stash[RUN].server()
+        server = run_of(config).server()
         return f"vmfest: {server.driver.describe()}, store {server.home}"
     except VmfestError as error:
         return f"vmfest: {error.message}"
@@ -96,7 +105,7 @@ def _fixtures(test: pytest.Item | pytest.Metafunc) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Check the test's marker, and run the test on each of its images."""
-    settings = metafunc.config.stash[RUN].settings
+    settings = metafunc.config.stash[SETTINGS]
     if metafunc.definition.get_closest_marker("vm") is None and not _uses_machines(metafunc):
         return
     try:
@@ -117,9 +126,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make machines of a wider scope pristine again, where their fixture asks for it."""
-    for holding in item.config.stash[RUN].holdings_of(item):
+    for holding in _holdings_of(item):
         if holding.reset is not None:
             holding.reset()
+
+
+def _holdings_of(item: pytest.Item) -> list[Holding]:
+    run = item.config.stash.get(RUN, None)
+    return run.holdings_of(item) if run else []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -129,7 +143,7 @@ def pytest_runtest_makereport(
     """Remember whose test failed; show trouble of the infrastructure without our own frames."""
     made = yield
     if made.failed:
-        for holding in item.config.stash[RUN].holdings_of(item):
+        for holding in _holdings_of(item):
             holding.failed = True
     if (
         call.when != "call"
@@ -143,15 +157,21 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """Tell durations, and machines that are still there."""
-    run = config.stash[RUN]
-    report.show_durations(run, terminalreporter)
-    report.show_kept(run, terminalreporter)
+    if run := config.stash.get(RUN, None):
+        from pytest_vmfest import report
+
+        report.show_durations(run, terminalreporter)
+        report.show_kept(run, terminalreporter)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Destroy what is left of an interrupted teardown; a worker sends its controller what it is to tell."""
-    run = session.config.stash[RUN]
+    run = session.config.stash.get(RUN, None)
+    if run is None:
+        return
+    from pytest_vmfest import report
+
     try:
         run.close()
     except VmfestError as error:
@@ -164,6 +184,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """In the xdist controller: take over what a worker sent."""
-    data = getattr(node, "workeroutput", {}).get(report.WORKER_KEY)
-    if data is not None:
-        report.from_worker_output(node.config.stash[RUN], data)
+    if output := getattr(node, "workeroutput", {}):
+        from pytest_vmfest import report
+
+        if report.WORKER_KEY in output:
+            report.from_worker_output(run_of(node.config), output[report.WORKER_KEY])
