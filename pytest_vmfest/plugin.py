@@ -82,11 +82,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """Say which driver, version and accelerator the collected tests will run on, if any needs one."""
-    if (
-        config.option.collectonly
-        or config.option.setupplan
-        or not any(_uses_machines(item) for item in items)
-    ):
+    if config.getoption("collectonly", False) or config.getoption("setupplan", False):
+        return None
+    if not any(_uses_machines(item) for item in items):
         return None
     try:
         server = run_of(config).server()

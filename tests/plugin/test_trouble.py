@@ -132,7 +132,7 @@ def test_a_failing_destroy_is_an_error_of_the_teardown(pytester, run_fake):
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", "*cannot be destroyed*"])
 
 
-@pytest.mark.parametrize("plugin", ["terminal", "capture"])
+@pytest.mark.parametrize("plugin", ["terminal", "setupplan", "capture"])
 def test_it_works_without_pytests_own_plugins(pytester, run_fake, plugin):
     """Where parts of pytest are switched off, tests and their errors still come out."""
     pytester.makepyfile("def test_it(vm_instance): pass\ndef test_error(vm_instance, nothing_such): pass")
