@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from pytest_vmfest.request import VmRequest
     from pytest_vmfest.run import Run
     from pytest_vmfest.server import Server
-    from pytest_vmfest.specs import ImageModel, VmRequest
+    from pytest_vmfest.specs import ImageModel
 
 Scope = Literal["function", "class", "module", "package", "session"]
 _SCOPES = ("function", "class", "module", "package", "session")
@@ -78,7 +79,7 @@ def _fixture(
             f"{factory}: shared=True (one for all xdist workers) is not available in this version",
             hint="leave it out: each worker then has machines of its own",
         )
-    from pytest_vmfest.specs import VmRequest
+    from pytest_vmfest.request import VmRequest
 
     said = VmRequest.parse(arguments, where=factory)
     if factory == "instance_fixture" and said.nodes is not None:

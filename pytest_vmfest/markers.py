@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_vmfest.config import Settings
-    from pytest_vmfest.specs import VmRequest
+    from pytest_vmfest.request import VmRequest
 
 MARKER_HELP = (
     "vm(image=, hardware=, network=, nodes=, driver=, permanent=, min_ram_mib=, min_cores=, init_script=): "
@@ -30,7 +30,7 @@ def marked_request(node: pytest.Item | pytest.Collector, settings: Settings) -> 
 
     Raises `ConfigurationError` that names the test, the argument and what is allowed.
     """
-    from pytest_vmfest.specs import VmRequest
+    from pytest_vmfest.request import VmRequest
 
     request = VmRequest(hardware=settings.hardware, network=settings.network)  # type: ignore[arg-type]
     for marker in reversed(list(node.iter_markers("vm"))):

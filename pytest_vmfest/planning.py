@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError
 from pytest_vmfest.guest import Introduction
-from pytest_vmfest.specs import (
-    ImageModel,
-    MachineSpec,
-    PrivateNic,
-    VmRequest,
-    check_label,
-    hardware_model,
-    node_names,
-)
+from pytest_vmfest.request import VmRequest, node_names
+from pytest_vmfest.specs import ImageModel, MachineSpec, PrivateNic, check_label, hardware_model
 from pytest_vmfest.startup import Plan
 
 if TYPE_CHECKING:

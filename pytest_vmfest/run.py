@@ -20,7 +20,7 @@ from pytest_vmfest.errors import (
 from pytest_vmfest.signals import held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pytest_vmfest.group import NodeGroup
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
+    from pytest_vmfest.request import VmRequest
     from pytest_vmfest.server import Server
-    from pytest_vmfest.specs import ImageModel, VmRequest
+    from pytest_vmfest.specs import ImageModel
 
 # The snapshot that `reset=True` goes back to.
 PRISTINE = "vmfest-pristine"
@@ -42,7 +43,7 @@ class Holding:
     fixture: str
     scope: pytest.Item | pytest.Collector
     """The test, class, module, package or session that the fixture is made for."""
-    nodes: Mapping[str, Node]
+    group: NodeGroup
     reset: Callable[[], object] | None = None
     failed: bool = False
     """Whether a test that used them failed."""
@@ -140,15 +141,14 @@ class Run:
         reset: bool = False,
     ) -> Iterator[Node]:
         """A fresh node, destroyed at the end unless it is to be kept."""
-        server, test = self.server(request.driver), _where(fixture, scope)
-        with self._telling_kept(test):
-            node = server.launch_request(request, model, tags=self._tags(), keep_failed=self._keep_failed)
-        holding = Holding(fixture, scope, {node.name: node})
-        with self._held(holding, test, node.destroy):
-            if reset:
-                node.snapshot(PRISTINE)
-                holding.reset = lambda: node.revert(PRISTINE)
-            yield node
+        from pytest_vmfest.group import NodeGroup
+
+        def launch(server: Server, **how: Any) -> NodeGroup:
+            node = server.launch_request(request, model, **how)
+            return NodeGroup([node], node.destroy)
+
+        with self._held(launch, request.driver, fixture, scope, reset) as group:
+            yield next(iter(group.values()))
 
     @contextmanager
     def group(
@@ -161,16 +161,11 @@ class Run:
         reset: bool = False,
     ) -> Iterator[NodeGroup]:
         """A fresh group, destroyed at the end unless it is to be kept."""
-        server, test = self.server(request.driver), _where(fixture, scope)
-        with self._telling_kept(test):
-            group = server.launch_group_request(
-                request, model, tags=self._tags(), keep_failed=self._keep_failed
-            )
-        holding = Holding(fixture, scope, group)
-        with self._held(holding, test, group.destroy):
-            if reset:
-                group.each(lambda node: node.snapshot(PRISTINE))
-                holding.reset = lambda: group.each(lambda node: node.revert(PRISTINE))
+
+        def launch(server: Server, **how: Any) -> NodeGroup:
+            return server.launch_group_request(request, model, **how)
+
+        with self._held(launch, request.driver, fixture, scope, reset) as group:
             yield group
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
@@ -178,32 +173,46 @@ class Run:
         fixtures, around = getattr(item, "fixturenames", []), item.listchain()
         return [one for one in self.holdings if one.fixture in fixtures and one.scope in around]
 
-    @property
-    def _keep_failed(self) -> bool:
-        return self.settings.keep != "never"
-
     def _tags(self) -> dict[str, str]:
         return {"run": self.id, "worker": self.worker, "owner": "pytest"}
 
     @contextmanager
-    def _held(self, holding: Holding, test: str, destroy: Callable[[], object]) -> Iterator[None]:
+    def _held(
+        self,
+        launch: Callable[..., NodeGroup],
+        driver: str | None,
+        fixture: str,
+        scope: pytest.Item | pytest.Collector,
+        reset: bool,
+    ) -> Iterator[NodeGroup]:
+        test = _where(fixture, scope)
+        keep_failed = self.settings.keep != "never"
+        try:
+            group = launch(self.server(driver), tags=self._tags(), keep_failed=keep_failed)
+        except (StartError, GroupStartError) as error:
+            self.kept += [Kept(test, machine, "") for machine in error.kept]
+            raise
+        holding = Holding(fixture, scope, group)
         try:
             self.holdings.append(holding)
-            for node in holding.nodes.values():
+            for node in group.values():
                 self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
-            yield
+            if reset:
+                group.each(lambda node: node.snapshot(PRISTINE))
+                holding.reset = lambda: group.each(lambda node: node.revert(PRISTINE))
+            yield group
         finally:
             with held_back():
-                self._let_go(holding, test, destroy)
+                self._let_go(holding, test)
 
-    def _let_go(self, holding: Holding, test: str, destroy: Callable[[], object]) -> None:
+    def _let_go(self, holding: Holding, test: str) -> None:
         self.holdings.remove(holding)
         if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
-            for node in holding.nodes.values():
+            for node in holding.group.values():
                 self._keep(test, node)
         else:
-            with self._timed(test, ",".join(holding.nodes), "teardown"):
-                destroy()
+            with self._timed(test, ",".join(holding.group), "teardown"):
+                holding.group.destroy()
 
     def _keep(self, test: str, node: Node) -> None:
         command = ""
@@ -214,15 +223,6 @@ class Run:
         except VmfestError:
             pass  # it is off: there is nothing to log into until it is started
         self.kept.append(Kept(test, node.instance.name, command))
-
-    @contextmanager
-    def _telling_kept(self, test: str) -> Iterator[None]:
-        """Remember machines that were kept although, or because, they did not start."""
-        try:
-            yield
-        except (StartError, GroupStartError) as error:
-            self.kept += [Kept(test, machine, "") for machine in error.kept]
-            raise
 
     @contextmanager
     def _timed(self, test: str, node: str, phase: str) -> Iterator[None]:

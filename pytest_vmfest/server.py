@@ -16,8 +16,9 @@ from pytest_vmfest.instance import Instance
 from pytest_vmfest.launcher import Launcher
 from pytest_vmfest.planning import fresh_name, plan_group, plan_machine, plan_node
 from pytest_vmfest.progress import silent
+from pytest_vmfest.request import VmRequest
 from pytest_vmfest.signals import held_back
-from pytest_vmfest.specs import ImageModel, VmRequest, check_label
+from pytest_vmfest.specs import ImageModel, check_label
 from pytest_vmfest.ssh import keys
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -80,14 +81,20 @@ def examine(setup: Setup) -> list[Finding]:
 
     drivers = [_examine_driver(name, setup) for name in DRIVERS if name != "fake"]
     recipes = [_examined("recipe", recipe.name, recipe.check) for recipe in RECIPES.values()]
-    return [*drivers, *recipes, _examined("store", str(setup.home), lambda: check_store(setup.home))]
+    return [
+        *drivers,
+        *recipes,
+        _examined("store", str(setup.home), lambda: check_store(setup.home)),
+        _examined("command", "vmfest instance ssh", check_ssh),
+    ]
 
 
 def is_well(findings: list[Finding]) -> bool:
-    """Whether machines can be had here: any driver, and all of the rest."""
-    drivers = [finding.works for finding in findings if finding.kind == "driver"]
-    rest = [finding.works for finding in findings if finding.kind != "driver"]
-    return any(drivers) and all(rest)
+    """Whether machines can be had here: by any driver, from any recipe, in the store."""
+    return all(
+        any(finding.works for finding in findings if finding.kind == kind)
+        for kind in ("driver", "recipe", "store")
+    )
 
 
 def missing_packages(findings: list[Finding]) -> list[str]:
@@ -115,6 +122,16 @@ def check_store(home: Path) -> list[Check]:
             f"{size(free)} free",
             "" if free >= _ENOUGH_BYTES else f"make room for {size(_ENOUGH_BYTES)}, or choose VMFEST_HOME",
         ),
+    ]
+
+
+def check_ssh() -> list[Check]:
+    """Whether people can enter machines from a terminal."""
+    found = shutil.which("ssh")
+    if found:
+        return [Check("ssh", True, found)]
+    return [
+        Check("ssh", False, "ssh is not installed", "apt-get install openssh-client", ("openssh-client",))
     ]
 
 

@@ -13,8 +13,9 @@ from pytest_vmfest.cli import show
 from pytest_vmfest.cli.instance import row
 from pytest_vmfest.cli.setup import examples, json_option, with_setup
 from pytest_vmfest.errors import MachineNotFoundError, MachineStateError
+from pytest_vmfest.request import VmRequest
 from pytest_vmfest.signals import held_back
-from pytest_vmfest.specs import HARDWARE, NETWORK_MODES, VmRequest
+from pytest_vmfest.specs import HARDWARE, NETWORK_MODES
 
 if TYPE_CHECKING:
     from pytest_vmfest.cli.setup import Setup

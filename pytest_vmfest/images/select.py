@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import ImageNotFoundError
-from pytest_vmfest.specs import check_template
+from pytest_vmfest.request import check_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -23,10 +23,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def own_home(vm_server, tmp_path_factory, monkeypatch):
-    """A store of the test's own that has `tiny`, linked from the user's; VMFEST_HOME points to it."""
+    """A store of the test's own that has `tiny`, taken from the user's; VMFEST_HOME points to it."""
     vm_server.images.resolve("tiny")
     home = tmp_path_factory.mktemp("home")
     for part in ("images/tiny", "keys"):
-        shutil.copytree(store_home() / part, home / part, copy_function=os.link)
+        shutil.copytree(store_home() / part, home / part, copy_function=_link_or_copy)
     monkeypatch.setenv("VMFEST_HOME", str(home))
     return home
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A hard link, or a copy where the temporary folder is on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

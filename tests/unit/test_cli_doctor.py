@@ -64,6 +64,7 @@ def host(tmp_path, monkeypatch):
     programs.mkdir()
     for name in ("env", "sh", "ln"):
         (programs / name).symlink_to(shutil.which(name))
+    (programs / "ssh").symlink_to("/bin/true")
     write_program(
         programs / "apt-get",
         APT_GET.format(log=tmp_path / "apt.log", folder=tmp_path, bin=programs),
@@ -119,7 +120,7 @@ def test_is_well_when_a_driver_opens_though_a_finding_is_not(host):
     found = json.loads(result.stdout)
     assert found["ok"] is True
     assert [(one["kind"], one["works"]) for one in found["findings"]] == [
-        ("driver", True), ("recipe", True), ("store", True),
+        ("driver", True), ("recipe", True), ("store", True), ("command", True),
     ]  # fmt: skip
     assert [check["ok"] for check in found["findings"][0]["checks"]] == [True, False]
 
@@ -183,6 +184,16 @@ class Interrupting(io.BytesIO):
     def read1(self, size=-1):
         """Be interrupted."""
         raise KeyboardInterrupt
+
+
+def test_ssh_is_wanted_but_not_needed(host):
+    """Without an ssh client machines can be run all the same; what brings it is named."""
+    for name in ("hyper", "mkdisk"):
+        (host / "bin" / name).symlink_to("/bin/true")
+    (host / "bin" / "ssh").unlink()
+    result = vmfest()
+    assert result.exit_code == 0
+    assert "Missing packages: openssh-client" in result.stdout
 
 
 def test_install_question_answered_by_ctrl_c(host):

@@ -7,7 +7,8 @@ import pytest
 from pytest_vmfest import DestroyError, GroupStartError, Server, StartError
 from pytest_vmfest.drivers.fake import FakeFault
 from pytest_vmfest.errors import ConfigurationError, MachineExistsError
-from pytest_vmfest.specs import HardwareModel, VmRequest
+from pytest_vmfest.request import VmRequest
+from pytest_vmfest.specs import HardwareModel
 from pytest_vmfest.waiting import Deadline
 
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
-WORDS = {"errors", "specs", "config", "waiting", "remote", "progress", "keyboard"} | {
+WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
     "checks", "folders", "guest", "openssh", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}

@@ -3,15 +3,8 @@
 import pytest
 
 from pytest_vmfest.errors import ConfigurationError
-from pytest_vmfest.specs import (
-    HARDWARE,
-    HardwareModel,
-    VmRequest,
-    check_image_name,
-    check_label,
-    hardware_model,
-    node_names,
-)
+from pytest_vmfest.request import VmRequest, node_names
+from pytest_vmfest.specs import HARDWARE, HardwareModel, check_image_name, check_label, hardware_model
 
 
 def test_sizes_are_as_documented():
