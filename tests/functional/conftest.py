@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from pytest_vmfest import instance_fixture
-from pytest_vmfest.config import store_home
 
 HERE = Path(__file__).parent
 
@@ -27,7 +26,7 @@ def own_home(vm_server, tmp_path_factory, monkeypatch):
     vm_server.images.resolve("tiny")
     home = tmp_path_factory.mktemp("home")
     for part in ("images/tiny", "keys"):
-        shutil.copytree(store_home() / part, home / part, copy_function=_link_or_copy)
+        shutil.copytree(vm_server.home / part, home / part, copy_function=_link_or_copy)
     monkeypatch.setenv("VMFEST_HOME", str(home))
     return home
 

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[2] / "README.md"
 
 
+@pytest.mark.usefixtures("own_home")
 def test_the_first_example_passes_as_it_stands(pytester):
     """What a newcomer copies from the top of the README passes on real machines."""
     example = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
