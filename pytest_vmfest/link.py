@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vmfest import ssh
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.errors import ConnectionLostError, MachineNotFoundError
+from pytest_vmfest.errors import ConnectionLostError, MachineNotFoundError, VmfestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,9 @@ class Link:
                     trouble.append(error)
                     remote.close()
                     return
+                except VmfestError:
+                    # An overloaded hypervisor that does not answer in time says nothing about the guest.
+                    continue
 
         watchman = threading.Thread(target=guard, name="vmfest-guard", daemon=True)
         watchman.start()
