@@ -22,6 +22,7 @@
     │   ├── AuthenticationError   the guest refused the login
     │   ├── HostKeyError          the guest is not who it should be
     │   ├── ConnectionLostError
+    │   │   └── MachineGoneError  the machine is off or destroyed, or its kernel panicked
     │   └── TransferError         put or get failed
     ├── CommandError              a checked command exited with another status than 0
     ├── CommandTimeoutError       a command did not end in time
@@ -137,6 +138,10 @@ class ConnectionLostError(RemoteError):
     """The connection to the guest broke, or the guest closed it."""
 
 
+class MachineGoneError(ConnectionLostError):
+    """The machine under the connection is off or destroyed, or its kernel has panicked."""
+
+
 class TransferError(RemoteError):
     """A file or folder could not be copied to or from the guest."""
 
@@ -167,9 +172,9 @@ class WaitTimeoutError(VmfestError):
 class StartError(VmfestError):
     """A machine did not become a connected node.
 
-    ``stage`` is one of created, running, kernel, address, port, banner, login, network, init_script;
+    ``stage`` is one of created, running, kernel, login, network, init_script;
     ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console;
-    ``kept`` the name of the machine if it was left as it is.
+    ``kept`` has the name of the machine if it was left as it is.
     """
 
     def __init__(
@@ -209,7 +214,7 @@ def clean_up_after(error: BaseException, clean_up: Callable[[], object]) -> None
     """Clean up while ``error`` is on its way; what goes wrong then is added to it as a note."""
     try:
         clean_up()
-    except VmfestError as failure:
+    except Exception as failure:
         error.add_note(f"cleaning up after that failed, too: {failure}")
 
 
@@ -219,7 +224,7 @@ def all_or_raise(*clean_ups: Callable[[], object]) -> None:
     for clean_up in clean_ups:
         try:
             clean_up()
-        except VmfestError as failure:
+        except Exception as failure:
             failures.append(str(failure))
     if failures:
         raise DestroyError("\n".join(failures))

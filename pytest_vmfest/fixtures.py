@@ -29,7 +29,8 @@ def run_of(config: pytest.Config) -> Run:
         from pytest_vmfest.report import line_writer
         from pytest_vmfest.run import Run
 
-        config.stash[RUN] = Run.from_environment(config.stash[SETTINGS], LineProgress(line_writer(config)))
+        progress = LineProgress(line_writer(config))
+        config.stash[RUN] = Run.of(config, config.stash[SETTINGS], progress)
     return config.stash[RUN]
 
 

@@ -70,16 +70,17 @@ class Launcher:
         # As many at once as there are CPUs: more would only slow each other down and miss their deadlines.
         pool = ThreadPoolExecutor(min(len(startups), _cpus()), thread_name_prefix="vmfest-launch")
         try:
-            futures += [pool.submit(startup.run) for startup in startups]
+            for startup in startups:
+                futures.append(pool.submit(startup.run))
             for future in as_completed(futures):
-                if future.exception() is not None:
+                if (error := future.exception()) and not isinstance(error, GivenUpError):
                     _cancel(startups)
             pool.shutdown()
-        except BaseException as error:  # an interrupt: nothing may be left of what was begun
+        except BaseException as interrupt:  # an interrupt: nothing may be left of what was begun
             with held_back():
                 _cancel(startups)
                 pool.shutdown(cancel_futures=True)
-                clean_up_after(error, lambda: self.destroy(_started(futures)))
+                clean_up_after(interrupt, lambda: self.destroy(_started(futures)))
             raise
         return futures
 
@@ -124,6 +125,8 @@ def _started(futures: Sequence[Future[Node]]) -> list[Node]:
 def _cancel(startups: Sequence[Startup]) -> None:
     for startup in startups:
         startup.cancel()
+    for startup in startups:
+        startup.disconnect()
 
 
 def _check_memory(plans: Sequence[Plan]) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import ssh
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.errors import ConnectionLostError, MachineNotFoundError, VmfestError
+from pytest_vmfest.errors import (
+    ConnectionLostError,
+    DriverError,
+    MachineGoneError,
+    MachineNotFoundError,
+    VmfestError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,8 +50,8 @@ class Link:
     ) -> Remote:
         """The connection, made within ``deadline`` if there is none that lives.
 
-        Besides the errors of `pytest_vmfest.ssh.connect`: `ConnectionLostError` at once when the machine
-        stops running or its kernel panics, and whatever ``watch`` raises.
+        Besides the errors of `pytest_vmfest.ssh.connect`: `MachineGoneError` at once when the machine stops
+        running or its kernel panics, and whatever ``watch`` raises.
         """
         with self._lock:
             if self._remote is None or not self._remote.alive:
@@ -57,36 +63,38 @@ class Link:
     def using(self, deadline: Deadline) -> Iterator[Remote]:
         """The connection, for the time of a command or transfer, while the machine is watched.
 
-        When it stops or panics meanwhile, the connection is closed and `ConnectionLostError` says why.
+        When it stops or panics meanwhile, the connection is closed and `MachineGoneError` says why.
         """
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[ConnectionLostError] = []
+        trouble: list[MachineGoneError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
-                except ConnectionLostError as error:
+                except MachineGoneError as error:
                     trouble.append(error)
                     remote.close()
                     return
-                except VmfestError:
+                except (VmfestError, OSError):
                     # An overloaded hypervisor that does not answer in time says nothing about the guest.
                     continue
 
         watchman = threading.Thread(target=guard, name="vmfest-guard", daemon=True)
-        watchman.start()
         try:
+            watchman.start()
             yield remote
         except ConnectionLostError as error:
             if trouble:
                 raise trouble[0] from error
-            self._check_alive(paused_too=True)
+            with suppress(DriverError, OSError):
+                self._check_alive(paused_too=True)
             raise
         finally:
             done.set()
-            watchman.join()
+            if watchman.ident is not None:
+                watchman.join()
 
     def drop(self) -> None:
         """Close the connection; the next use makes a new one."""
@@ -125,9 +133,9 @@ class Link:
             state = instance.state
             alive = state is MachineState.RUNNING or (paused_too and state is MachineState.PAUSED)
             if not alive:
-                raise ConnectionLostError(f"machine {instance.name!r} is {state.value}")
+                raise MachineGoneError(f"machine {instance.name!r} is {state.value}")
             console = instance.console_since_start()
         except MachineNotFoundError:
-            raise ConnectionLostError(f"there is no machine {instance.name!r} any more") from None
+            raise MachineGoneError(f"there is no machine {instance.name!r} any more") from None
         if panic := _PANICKED.search(console):
-            raise ConnectionLostError(f"the guest's kernel panicked: {panic[1].strip()}")
+            raise MachineGoneError(f"the guest's kernel panicked: {panic[1].strip()}")

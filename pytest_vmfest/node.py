@@ -13,6 +13,7 @@ from pytest_vmfest.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectionLostError,
+    MachineGoneError,
     RemoteError,
     WaitTimeoutError,
 )
@@ -127,7 +128,8 @@ class Node:
         its standard input. With ``check``, an exit status other than 0 raises `CommandError`.
 
         Raises `CommandTimeoutError` after ``timeout_s`` seconds (with the output until then; the command
-        itself may go on in the guest), `ConnectionLostError` when the connection breaks meanwhile.
+        itself may go on in the guest), `ConnectionLostError` when the connection breaks meanwhile, and
+        `WaitTimeoutError` when it had to be made anew first and that took too long.
         """
         __tracebackhide__ = True
         text = command_text(cmd)
@@ -189,7 +191,7 @@ class Node:
         def succeeds() -> CommandResult | None:
             try:
                 result = self.run(cmd, timeout_s=max(1.0, deadline.remaining_s), user=user)
-            except CommandTimeoutError as error:
+            except (CommandTimeoutError, WaitTimeoutError) as error:
                 last[:] = [str(error)]
                 return None
             last[:] = [f"it exited with {result.exit_status}{_output(result.stdout, result.stderr)}"]
@@ -238,7 +240,7 @@ class Node:
 
     def reboot(self, *, timeout_s: float | None = None) -> None:
         """Restart the guest from inside and wait until it answers again, as the same node."""
-        deadline = Deadline(timeout_s or self._connect_timeout_s)
+        deadline = Deadline(self._connect_timeout_s if timeout_s is None else timeout_s)
         before = self.run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
         with suppress(ConnectionLostError, CommandTimeoutError):
             self._as_root("reboot", deadline.at_most(10))
@@ -249,11 +251,11 @@ class Node:
             try:
                 with self._link.using(deadline) as remote:
                     now = remote.execute(_BOOT_ID, input=None, deadline=deadline).stdout.decode()
+            except MachineGoneError:
+                raise
             except RemoteError as error:
-                # A guest that shuts down breaks connections and refuses logins; one that is off stays so.
+                # A guest that shuts down breaks connections and refuses logins.
                 trouble[:] = [error]
-                if self.instance.state is not MachineState.RUNNING:
-                    raise
                 return False
             return now not in ("", before)
 
@@ -266,7 +268,7 @@ class Node:
         self.introduce(deadline)
 
     def pause(self) -> None:
-        """Halt the virtual CPU; commands wait until `resume`."""
+        """Halt the virtual CPU; commands on a connection that stands wait until `resume`."""
         self.instance.pause()
 
     def resume(self) -> None:

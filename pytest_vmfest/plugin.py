@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vmfest.config import OPTIONS, load_settings
-from pytest_vmfest.errors import ConfigurationError, VmfestError
+from pytest_vmfest.errors import (
+    ConfigurationError,
+    DestroyError,
+    DriverUnavailableError,
+    GroupStartError,
+    ImageError,
+    StartError,
+    StoreError,
+    VmfestError,
+)
 from pytest_vmfest.fixtures import (
     RUN,
     SETTINGS,
@@ -31,6 +40,16 @@ if TYPE_CHECKING:
 
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
+# What our own fixtures raise; other errors may come from a user's fixture, whose lines have to be shown.
+_OUR_TROUBLE = (
+    StartError,
+    GroupStartError,
+    DestroyError,
+    ConfigurationError,
+    StoreError,
+    ImageError,
+    DriverUnavailableError,
+)
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
@@ -63,10 +82,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Let go of the hypervisors, and of the signals."""
+    try:
+        _close_run(config)
+    finally:
+        if restore := config.stash.get(RESTORE_SIGNALS, None):
+            restore()
+
+
+def _close_run(config: pytest.Config) -> None:
+    """Destroy what an interrupted teardown has left; tell what cannot be destroyed."""
     if run := config.stash.get(RUN, None):
-        run.close()
-    if restore := config.stash.get(RESTORE_SIGNALS, None):
-        restore()
+        try:
+            run.close()
+        except VmfestError as error:
+            from pytest_vmfest.report import line_writer
+
+            line_writer(config)(str(error))
 
 
 def _leave(number: int) -> None:
@@ -146,7 +177,7 @@ def pytest_runtest_makereport(
     if (
         call.when != "call"
         and call.excinfo is not None
-        and isinstance(call.excinfo.value, VmfestError)
+        and isinstance(call.excinfo.value, _OUR_TROUBLE)
         and not item.config.getoption("fulltrace", False)
     ):
         made.longrepr = call.excinfo.getrepr(style="value", chain=False)
@@ -162,21 +193,19 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
         report.show_kept(run, terminalreporter)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Destroy what is left of an interrupted teardown; a worker sends its controller what it is to tell."""
-    run = session.config.stash.get(RUN, None)
-    if run is None:
-        return
-    from pytest_vmfest import report
-
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """After all teardowns: leave nothing, and in a worker hand over what the controller is to tell."""
     try:
-        run.close()
-    except VmfestError as error:
-        report.line_writer(session.config)(str(error))
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output[report.WORKER_KEY] = report.to_worker_output(run)
+        yield
+    finally:
+        _close_run(session.config)
+        run = session.config.stash.get(RUN, None)
+        output = getattr(session.config, "workeroutput", None)
+        if run is not None and output is not None:
+            from pytest_vmfest import report
+
+            output[report.WORKER_KEY] = report.to_worker_output(run)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from contextlib import contextmanager
@@ -85,12 +84,16 @@ class Run:
     _servers: dict[str, Server] = field(default_factory=dict)
 
     @classmethod
-    def from_environment(cls, settings: Settings, progress: Progress) -> Run:
-        """A run whose id and worker name come from xdist, if this is one of its workers."""
+    def of(cls, config: pytest.Config, settings: Settings, progress: Progress) -> Run:
+        """The run that pytest's process takes part in: as one of xdist's workers, or alone.
+
+        Told by pytest, not by xdist's environment variables: a pytest that a test starts inherits those.
+        """
+        worker: dict[str, str] = getattr(config, "workerinput", {})
         return cls(
             settings,
-            id=os.environ.get("PYTEST_XDIST_TESTRUNUID", secrets.token_hex(16))[:12],
-            worker=os.environ.get("PYTEST_XDIST_WORKER", "main"),
+            id=worker.get("testrunuid", secrets.token_hex(16))[:12],
+            worker=worker.get("workerid", "main"),
             progress=progress,
         )
 

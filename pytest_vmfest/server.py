@@ -241,11 +241,11 @@ class Server:
         """
         if not self._opened:
             return
-        infos = [info for info in self._driver.machines() if tags.items() <= info.tags.items()]
-        kept = [info for info in infos if info.name in keep]
-        networks = self._networks - {info.tags.get("group") for info in kept}
+        infos = self._driver.machines()
+        doomed = {i.name for i in infos if tags.items() <= i.tags.items() and i.name not in keep}
+        networks = self._networks - {i.tags.get("group") for i in infos if i.name not in doomed}
         all_or_raise(
-            *(partial(self._driver.destroy, info.name) for info in infos if info not in kept),
+            *(partial(self._driver.destroy, name) for name in doomed),
             *(partial(self._remove_network, network) for network in networks),
         )
 

@@ -9,10 +9,11 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,12 +29,14 @@ def end_by(leave: Callable[[int], object]) -> Callable[[], None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         for one in taken:
-            signal.signal(one, signal.SIG_IGN)
+            # Not SIG_IGN, which programs that are started from here on would inherit.
+            signal.signal(one, _ignore)
         leave(number)
 
     def restore() -> None:
         for one in taken:
-            signal.signal(one, signal.SIG_DFL)
+            if signal.getsignal(one) in (handle, _ignore):
+                signal.signal(one, signal.SIG_DFL)
         taken.clear()
 
     if _in_main_thread():
@@ -50,16 +53,29 @@ def held_back() -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    came: list[int] = []
-    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in _ENDING}
+    came: dict[int, None] = {}
+    undo: list[Callable[[], object]] = []
     try:
+        for number in _ENDING:
+            # None: set up by other means than Python's, which cannot put it back.
+            undo.append(partial(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL))
+            signal.signal(number, lambda number, frame: came.update({number: None}))
         yield
     finally:
-        for held, handler in before.items():
-            # None: set up by other means than Python's, which cannot put it back.
-            signal.signal(held, signal.SIG_DFL if handler is None else handler)
-        for number in dict.fromkeys(came):
-            os.kill(os.getpid(), number)
+        _all_of([*undo, lambda: _all_of([partial(os.kill, os.getpid(), number) for number in came])])
+
+
+def _all_of(actions: Sequence[Callable[[], object]]) -> None:
+    """Call all, although a signal may raise in between."""
+    if actions:
+        try:
+            actions[0]()
+        finally:
+            _all_of(actions[1:])
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def _in_main_thread() -> bool:

@@ -75,8 +75,11 @@ class Startup:
         self._node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
 
     def cancel(self) -> None:
-        """Give the start up, whatever it is waiting for; `run` then raises `GivenUpError`."""
+        """Give the start up; `run` then raises `GivenUpError`, at the latest after `disconnect`."""
         self._cancelled.set()
+
+    def disconnect(self) -> None:
+        """End what the start is waiting for in the guest."""
         self._node.disconnect()
 
     def run(self) -> Node:
@@ -87,11 +90,13 @@ class Startup:
         deadline = Deadline(self._timeout_s)
         try:
             self._bring_up(deadline)
-        except VmfestError as error:
-            if self._cancelled.is_set():
-                clean_up_after(error, self._destroy)
+        except (VmfestError, GivenUpError) as error:
+            with held_back():
+                if isinstance(error, VmfestError) and not self._cancelled.is_set():
+                    raise self._explain(error, deadline) from error
+                # A machine that cannot be destroyed is a failure that has to be told.
+                self._destroy()
                 raise GivenUpError from error
-            raise self._explain(error, deadline) from error
         except BaseException as error:
             with held_back():
                 clean_up_after(error, self._destroy)
@@ -102,8 +107,9 @@ class Startup:
     def _bring_up(self, deadline: Deadline) -> None:
         plan, node = self._plan, self._node
         with self._phase("clone", "created"):
-            self._driver.create(plan.spec)
-            self._created = True
+            with held_back():  # there is no moment at which it exists and nobody knows
+                self._driver.create(plan.spec)
+                self._created = True
         with self._phase("boot", "running"):
             self._instance.start(deadline.remaining_s)
             node.connect(deadline, watch=self._give_up, on_stage=self._enter)
@@ -153,7 +159,7 @@ class Startup:
         else:
             try:
                 self._destroy()
-            except VmfestError as failure:
+            except Exception as failure:
                 remark = f"and its machine could not be destroyed: {failure}"
         return self._error(error, deadline, console, remark, (name,) if kept else ())
 
