@@ -60,6 +60,38 @@ def test_errors_show_no_frames_of_ours(run_qemu):
     assert "pytest_vmfest/" in run_qemu("--vm-image", "tinny", "--full-trace").stdout.str()
 
 
+def test_errors_of_a_users_own_fixture_show_its_lines(pytester, run_fake):
+    """A command that fails in a user's fixture is shown with the line that ran it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def installed(vm_instance):
+            vm_instance.check_output("exit 7")  # the line in question
+
+        def test_it(installed): pass
+        """
+    )
+    result = run_fake()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*# the line in question*", "*exited with 7*"])
+
+
+def test_a_pytest_inside_a_worker_is_a_run_of_its_own(pytester, run_fake, monkeypatch):
+    """A pytest that a test starts under xdist does not take its machines for the outer worker's."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw7")
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", "outer")
+    pytester.makepyfile(
+        """
+        def test_it(vm_instance):
+            tags = vm_instance.instance.info.tags
+            assert (tags["worker"], tags["run"] == "outer") == ("main", False)
+        """
+    )
+    run_fake("-p", "no:xdist").assert_outcomes(passed=1)
+
+
 def test_kept_machines_are_told(pytester, run_fake):
     """With --vm-keep failed, the summary shows how to get into the failed test's machine, and no other."""
     pytester.makepyfile(

@@ -144,6 +144,28 @@ def test_a_sweep_takes_what_is_tagged_and_spares_the_rest(server):
     server.sweep({})
 
 
+def test_a_sweep_leaves_networks_that_are_in_use(server):
+    """The network of a group that is not swept stays, and goes with its group."""
+    group = server.launch_group(2, image="tiny")
+    server.sweep({"run": "another"})
+    for node in group.values():
+        node.instance.power_down()
+        node.instance.start()
+    group.destroy()
+
+
+def test_a_node_that_cannot_be_removed_when_given_up_is_told(server):
+    """A group's error does not claim that all were removed when one could not be."""
+    server.boot_timeout_s = 2
+    server.driver.inject(FakeFault.START_FAILS, machine="b-0-*")
+    server.driver.inject(FakeFault.UNREACHABLE, machine="a-0-*")
+    server.driver.inject(FakeFault.DESTROY_FAILS, machine="a-0-*")
+    with pytest.raises(GroupStartError, match=r"a-0-.*cannot be destroyed"):
+        server.launch_group({"a": 1, "b": 1}, image="tiny")
+    server.driver.heal()
+    server.sweep({})
+
+
 def test_a_taken_machine_name_is_refused_and_its_owner_unharmed(server):
     """A machine of the same name is neither replaced nor destroyed."""
     with server.instance("mine", "tiny") as machine:

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from pytest_vmfest import CommandError, CommandTimeoutError, Server, WaitTimeoutError
+from pytest_vmfest.drivers.fake import FakeFault
 from pytest_vmfest.errors import ConnectionLostError
 
 
@@ -65,6 +66,15 @@ def test_wait_until_tells_the_last_answer(server, node):
     assert node.wait_until("ready").ok
     with pytest.raises(WaitTimeoutError, match="exited with 1"):
         node.wait_until("false", timeout_s=0.1)
+
+
+def test_waiting_for_a_command_on_a_node_that_cannot_be_reached(server, node):
+    """When not even the connection comes about in time, that is what the error says."""
+    node.disconnect()
+    server.driver.inject(FakeFault.UNREACHABLE)
+    with pytest.raises(WaitTimeoutError, match="'true' to succeed"):
+        node.wait_until("true", timeout_s=0.1)
+    server.driver.heal()
 
 
 def test_a_broken_connection_is_made_anew(node):
