@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_vmfest.config import store_home
 from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import ConfigurationError, MachineNotFoundError, all_or_raise, clean_up_after
+from pytest_vmfest.errors import ConfigurationError, all_or_raise, clean_up_after
 from pytest_vmfest.group import NodeGroup
 from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.instance import Instance
@@ -145,12 +145,7 @@ class Server:
 
     def find(self, name: str) -> Instance:
         """The machine called ``name``; `MachineNotFoundError` lists the names there are."""
-        infos = {info.name: info for info in self.driver.machines()}
-        if name not in infos:
-            raise MachineNotFoundError(
-                f"there is no machine {name!r}", hint=f"there are: {', '.join(infos) or 'none'}"
-            )
-        return self._found(name, infos[name].image)
+        return self._found(name, self.driver.find([name])[0].image)
 
     def _found(self, name: str, image: str) -> Instance:
         return Instance(self.driver, name, lambda: self._driver.own_image(image) or self.images.get(image))

@@ -98,7 +98,7 @@ def enter(setup: Setup, name: str, command: tuple[str, ...]) -> None:
             "there is no ssh program on this host\n  install it: apt-get install openssh-client"
         )
     with _driver(setup) as driver:
-        info = _find(driver, [name])[0]
+        info = driver.find([name])[0]
         if info.state is not MachineState.RUNNING or info.endpoint is None:
             verb = "resume" if info.state is MachineState.PAUSED else "start"
             raise MachineStateError(
@@ -123,7 +123,7 @@ def console(setup: Setup, name: str, follow: bool) -> None:
     from pytest_vmfest.drivers.base import MachineState
 
     with _driver(setup) as driver:
-        _find(driver, [name])
+        driver.find([name])
         shown = ""
         while True:
             try:
@@ -153,7 +153,7 @@ def destroy(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
     if all_ == bool(names):
         raise click.UsageError("give either the names of machines, or --all")
     with _driver(setup) as driver:
-        infos = driver.machines() if all_ else _find(driver, names)
+        infos = driver.machines() if all_ else driver.find(names)
         if not infos:
             show.note("There are no machines.")
         try:
@@ -223,25 +223,14 @@ def row(info: MachineInfo) -> dict[str, Any]:
 
 @contextmanager
 def _driver(setup: Setup) -> Iterator[Driver]:
-    # Not the server's machines: those need their images, and a machine without one has to be removable.
+    # Machines are listed and operated by the driver alone: no image has to be there for that.
     with setup.server() as server:
         yield server.driver
 
 
-def _find(driver: Driver, names: Sequence[str]) -> list[MachineInfo]:
-    """The machines called ``names``; `MachineNotFoundError` tells all that are missing and all there are."""
-    infos = {info.name: info for info in driver.machines()}
-    missing = [name for name in names if name not in infos]
-    if missing:
-        raise MachineNotFoundError(
-            f"there is no machine {', '.join(missing)}", hint=f"there are: {', '.join(infos) or 'none'}"
-        )
-    return [infos[name] for name in dict.fromkeys(names)]
-
-
 def _on_each(setup: Setup, names: Sequence[str], action: Callable[[Driver, str], None], done: str) -> None:
     with _driver(setup) as driver:
-        _find(driver, names)
+        driver.find(names)
         _each(list(dict.fromkeys(names)), lambda name: action(driver, name), done)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from pytest_vmfest.errors import MachineNotFoundError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -138,6 +140,19 @@ class Driver(ABC):
     @abstractmethod
     def machines(self) -> list[MachineInfo]:
         """All machines of this driver and store, also those of other processes, oldest first."""
+
+    def find(self, names: Sequence[str]) -> list[MachineInfo]:
+        """The machines called ``names``, each once.
+
+        Raises `MachineNotFoundError` that tells all that are missing and all that there are.
+        """
+        infos = {info.name: info for info in self.machines()}
+        missing = [name for name in names if name not in infos]
+        if missing:
+            raise MachineNotFoundError(
+                f"there is no machine {', '.join(missing)}", hint=f"there are: {', '.join(infos) or 'none'}"
+            )
+        return [infos[name] for name in dict.fromkeys(names)]
 
     # --- reaching the guest ------------------------------------------------------------------------
 

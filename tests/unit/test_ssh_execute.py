@@ -17,12 +17,11 @@ from ssh_server import OpenSsh, ParamikoServer, make_key, needs_sshd
 from pytest_vmfest.errors import CommandTimeoutError, ConnectionLostError, RemoteError
 from pytest_vmfest.remote import ENCODING_ERRORS, Completed
 from pytest_vmfest.specs import Identity, Login
-from pytest_vmfest.ssh import connect, ensure_identity
+from pytest_vmfest.ssh import connect
 from pytest_vmfest.ssh import wire as wire_module
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import paramiko
@@ -30,27 +29,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.ssh.connection import SshRemote
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    """The keys of a store."""
-    return ensure_identity(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory, identity: Identity) -> Iterator[OpenSsh]:
-    """A real server."""
-    with OpenSsh(tmp_path_factory.mktemp("ssh") / "sshd", identity) as server:
-        yield server
-
-
-@pytest.fixture
-def remote(openssh: OpenSsh) -> Iterator[SshRemote]:
-    """A connection to it."""
-    remote = openssh.connect()
-    yield remote
-    remote.close()
 
 
 def _run(remote: SshRemote, script: str, input: bytes | None = None, timeout_s: float = 20) -> Completed:

@@ -20,7 +20,7 @@ from ssh_server import OpenSsh, ParamikoServer, make_key, needs_sshd
 
 from pytest_vmfest.errors import ConnectionLostError, TransferError
 from pytest_vmfest.specs import Identity, Login
-from pytest_vmfest.ssh import connect, ensure_identity, sftp
+from pytest_vmfest.ssh import connect, sftp
 from pytest_vmfest.ssh.copying import Download
 from pytest_vmfest.waiting import Deadline, wait_for
 
@@ -42,27 +42,6 @@ NAMES = [
     "back\\slash",
     ".hidden",
 ]
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
-    """The keys of a store."""
-    return ensure_identity(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def openssh(tmp_path_factory: pytest.TempPathFactory, identity: Identity) -> Iterator[OpenSsh]:
-    """A real server."""
-    with OpenSsh(tmp_path_factory.mktemp("ssh") / "sshd", identity) as server:
-        yield server
-
-
-@pytest.fixture
-def remote(openssh: OpenSsh) -> Iterator[SshRemote]:
-    """A connection to it."""
-    remote = openssh.connect()
-    yield remote
-    remote.close()
 
 
 @pytest.fixture
