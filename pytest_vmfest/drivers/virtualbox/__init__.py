@@ -1,0 +1,1 @@
+"""The VirtualBox driver, through pyvbox."""

@@ -1,0 +1,211 @@
+"""The line to VirtualBox: vboxapi and pyvbox, loaded when first needed, with clear words when that fails.
+
+XPCOM wants every thread to announce itself; objects may then be used from any thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.drivers.virtualbox import trouble
+from pytest_vmfest.drivers.virtualbox.versions import api_for
+from pytest_vmfest.errors import DriverUnavailableError, WaitTimeoutError
+from pytest_vmfest.waiting import wait_for
+
+if TYPE_CHECKING:
+    from virtualbox.library import IMachine, IProgress, ISession, IVirtualBox
+
+    from pytest_vmfest.waiting import Deadline
+
+_CONFIGURATION = Path("/etc/vbox/vbox.cfg")
+_USUAL_PLACES = (Path("/usr/lib/virtualbox"), Path("/opt/VirtualBox"))
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where VirtualBox is installed, and the version that its own files tell."""
+
+    folder: Path
+    version: str
+
+    @property
+    def sdk_command(self) -> str:
+        """What to type to get the Python side of this very version."""
+        return f"pip install 'vbox-sdk=={self.version}'" if self.version else "pip install vbox-sdk"
+
+
+def find_installation() -> Installation:
+    """VirtualBox on this host; `DriverUnavailableError` says how to get it."""
+    for folder in _candidates():
+        if (folder / "VBoxSVC").exists():
+            return Installation(folder, _version(folder))
+    raise DriverUnavailableError(
+        "VirtualBox is not installed: there is no VBoxSVC in "
+        + ", ".join(str(place) for place in _USUAL_PLACES),
+        hint="install it from virtualbox.org or your distribution, or set VBOX_INSTALL_PATH to its folder",
+    )
+
+
+def _candidates() -> list[Path]:
+    said = [os.environ.get(name) for name in ("VBOX_INSTALL_PATH", "VBOX_PROGRAM_PATH")]
+    folders = [Path(folder) for folder in said if folder]
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^INSTALL_DIR='?([^'\n]+)", _CONFIGURATION.read_text(), re.MULTILINE):
+            folders.append(Path(found[1]))
+    return [*folders, *_USUAL_PLACES]
+
+
+def _version(folder: Path) -> str:
+    """The version that VirtualBox's own command line tells; it starts no service for that."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [folder / "VBoxManage", "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    # Before the version it may complain about the kernel module.
+    found = re.search(r"^(\d+\.\d+\.\d+)", done.stdout, re.MULTILINE)
+    return found[1] if found else ""
+
+
+class Connection:
+    """VirtualBox's objects, for any thread.
+
+    ``api`` holds what differs between versions, ``constants`` are the running version's own enumerations.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        """Take a manager of vboxapi, or one that does the same."""
+        self._manager = manager
+        self._thread = threading.local()
+        self._vbox: IVirtualBox | None = None
+        self.constants = manager.constants
+        self.version = str(self.vbox.version)
+        self.api = api_for(str(self.vbox._i.APIVersion), self.version)
+
+    @property
+    def vbox(self) -> IVirtualBox:
+        """VirtualBox itself; fetched anew when its service was restarted."""
+        self._announce()
+        if self._vbox is not None:
+            try:
+                self._vbox._i.revision  # noqa: B018 - asks the service, which may be gone
+            except Exception as error:
+                if not trouble.is_dead(error):
+                    raise
+                self._vbox = None
+        if self._vbox is None:
+            from virtualbox.library import IVirtualBox
+
+            self._vbox = IVirtualBox(self._manager.getVirtualBox())
+        return self._vbox
+
+    def session(self) -> ISession:
+        """A new session, with which a machine can be locked."""
+        from virtualbox.library import ISession
+
+        self._announce()
+        return ISession(self._manager.getSessionObject(None))
+
+    def machine(self, raw: Any) -> IMachine:
+        """pyvbox's view of a machine of vboxapi."""
+        from virtualbox.library import IMachine
+
+        return IMachine(raw)
+
+    def wait(self, progress: IProgress, deadline: Deadline, doing: str) -> None:
+        """Wait for the end of an operation; raises what became of it, or `WaitTimeoutError`."""
+        with trouble.translated(doing):
+            try:
+                wait_for(lambda: progress.completed, deadline, what=doing, interval_s=_POLL_S)
+            except WaitTimeoutError:
+                if progress.cancelable:
+                    progress.cancel()
+                raise
+            code = progress.result_code & 0xFFFFFFFF
+            if code:
+                info = progress.error_info
+                texts = []
+                while not trouble.is_null(info):
+                    texts.append(str(info.text))
+                    info = info.next_p
+                raise trouble.told(doing, "\n".join(dict.fromkeys(texts)) or f"result code 0x{code:08x}")
+
+    def _announce(self) -> None:
+        if not getattr(self._thread, "announced", False):
+            self._manager.initPerThread()
+            self._thread.announced = True
+
+
+def connect() -> Connection:
+    """Connect to VirtualBox on this host.
+
+    Raises `DriverUnavailableError`: VirtualBox, its SDK or its service missing, or of another version.
+    """
+    manager = _local_manager(find_installation())
+    with trouble.translated("VirtualBox's service (VBoxSVC) cannot be used"):
+        connection = Connection(manager)
+    return connection
+
+
+@functools.cache
+def _local_manager(installation: Installation) -> Any:
+    """vboxapi's manager, of which a process can have one."""
+    folder = str(installation.folder)
+    for name, value in {
+        "VBOX_INSTALL_PATH": folder,
+        "VBOX_PROGRAM_PATH": folder,
+        "VBOX_SDK_PATH": f"{folder}/sdk",
+    }.items():
+        os.environ.setdefault(name, value)
+    try:
+        vboxapi = importlib.import_module("vboxapi")
+    except ImportError as error:
+        raise DriverUnavailableError(
+            f"VirtualBox {installation.version} is installed, but its Python side (vboxapi) is not: {error}",
+            hint=f"install it with: {installation.sdk_command}",
+        ) from error
+    said = io.StringIO()
+    try:
+        # Instead of raising, it prints what went wrong.
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            manager = vboxapi.VirtualBoxManager(None, None)
+            manager.getVirtualBox()
+    except Exception as error:
+        raise _unusable(installation, error, said.getvalue()) from error
+    # Left to the interpreter's end, it would complain that nothing can be imported any more.
+    atexit.register(manager.deinit)
+    return manager
+
+
+def _unusable(installation: Installation, error: Exception, said: str) -> DriverUnavailableError:
+    if isinstance(error, ImportError):
+        return DriverUnavailableError(
+            f"VirtualBox {installation.version} has no bindings for this Python: {error}",
+            hint="use the Python that VirtualBox was built for (Debian: the system's python3 and a virtual "
+            f"environment made with it); its programs are in {installation.folder}",
+        )
+    text = trouble.text_of(error)
+    reason = next((line for line in said.splitlines() if line.startswith("init exception:")), "")
+    return DriverUnavailableError(
+        f"VirtualBox {installation.version}: its service (VBoxSVC) does not answer: {reason or text}",
+        hint=f"try it by hand: {installation.folder}/VBoxManage list systemproperties",
+    )
