@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def _option(
-    default: Any, help: str, *, choices: Callable[[], tuple[str, ...]] | None = None, metavar: str = ""
+    default: Any,
+    help: str,
+    *,
+    choices: Callable[[], tuple[str, ...]] | None = None,
+    metavar: str = "",
+    is_path: bool = False,
 ) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+    said = {"help": help, "choices": choices, "metavar": metavar, "is_path": is_path}
+    return field(default=default, metadata=said)
 
 
 # Asked only when a value is to be checked: a run without machines does not load what it does not need.
@@ -74,6 +80,17 @@ class Settings:
         choices=lambda: ("auto", "kvm", "tcg"),
         metavar="NAME",
     )
+    qemu: Path | None = _option(  # noqa: RUF009 - a field, like the others
+        None,
+        "folder that has the programs qemu-system-x86_64 and qemu-img (default: they are found in PATH)",
+        metavar="DIR",
+        is_path=True,
+    )
+    cpu: str | None = _option(
+        None,
+        "CPU model of QEMU's machines, as its -cpu takes it (default: Nehalem when emulated, host under KVM)",
+        metavar="MODEL",
+    )
     boot_timeout: float = _option(
         300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
@@ -89,6 +106,7 @@ class Option:
     help: str
     choices: Callable[[], tuple[str, ...]] | None
     metavar: str
+    is_path: bool
 
     @property
     def flag(self) -> str:
@@ -126,6 +144,8 @@ class Option:
             return self._parse_flag(value, where)
         if isinstance(self.default, float):
             return self._parse_seconds(value, where)
+        if self.is_path:
+            return Path(value).expanduser().absolute()
         if self.choices and value not in self.choices():
             raise self._refuse(value, where, f"one of {', '.join(self.choices())}")
         return value

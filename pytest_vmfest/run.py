@@ -106,6 +106,8 @@ class Run:
             self._servers[name] = Server(
                 name,
                 accel=self.settings.accel,
+                qemu=self.settings.qemu,
+                cpu=self.settings.cpu,
                 boot_timeout_s=self.settings.boot_timeout,
                 progress=self.progress,
             )

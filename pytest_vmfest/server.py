@@ -47,8 +47,9 @@ class Server:
 
     ``driver`` is auto, qemu or fake; ``url`` is for hypervisors behind a web service, which no driver of this
     release has; ``home`` the store's folder (default: VMFEST_HOME, else the user's cache folder); ``accel``
-    auto, kvm or tcg; ``boot_timeout_s`` the seconds from a node's creation to its first command. Nothing is
-    touched before the first use.
+    auto, kvm or tcg; ``qemu`` the folder of QEMU's programs (default: PATH); ``cpu`` the CPU model of QEMU's
+    machines (default: the driver's choice); ``boot_timeout_s`` the seconds from a node's creation to its
+    first command. Nothing is touched before the first use.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Server:
         *,
         home: str | os.PathLike[str] | None = None,
         accel: str = "auto",
+        qemu: str | os.PathLike[str] | None = None,
+        cpu: str | None = None,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         progress: Progress = silent,
     ) -> None:
@@ -67,7 +70,8 @@ class Server:
         self.home = Path(home).absolute() if home is not None else store_home()
         self.boot_timeout_s = boot_timeout_s
         self._progress = progress
-        self._driver = load_driver(driver, DriverSettings(self.home, accel))
+        programs = Path(qemu).expanduser().absolute() if qemu is not None else None
+        self._driver = load_driver(driver, DriverSettings(self.home, accel, programs, cpu))
         self._opened = False
         self._networks: set[str] = set()
 

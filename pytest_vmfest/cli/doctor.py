@@ -45,7 +45,7 @@ class Finding:
 @click.option("--install", "wants_install", is_flag=True, help="Install the missing packages, after asking.")
 @click.option("--yes", is_flag=True, help="With --install: don't ask.")
 @json_option
-@with_setup("home", "accel")
+@with_setup("home", "accel", "qemu")
 @click.pass_context
 def doctor(ctx: click.Context, setup: Setup, wants_install: bool, yes: bool, json_: bool) -> None:
     """Show what works on this host, and what is missing.
@@ -136,7 +136,8 @@ def check_ssh() -> list[Check]:
 
 
 def _examine_driver(name: str, setup: Setup) -> Finding:
-    driver = driver_class(name)(DriverSettings(setup.home, setup.settings.accel))
+    settings = setup.settings
+    driver = driver_class(name)(DriverSettings(setup.home, settings.accel, settings.qemu))
     examined = _examined("driver", name, driver.check)
     try:
         driver.open()

@@ -180,7 +180,7 @@ def resume(setup: Setup, names: tuple[str, ...]) -> None:
 
 @instance.command("start", epilog=examples("vmfest instance start tiny-1f2e3d4c"))
 @_names
-@with_setup("home", "driver", "accel")
+@with_setup("home", "driver", "accel", "qemu", "cpu")
 def start(setup: Setup, names: tuple[str, ...]) -> None:
     """Power on machines, or go on from their saved state.
 

@@ -42,6 +42,8 @@ class Setup:
             self.settings.driver,
             home=self.home,
             accel=self.settings.accel,
+            qemu=self.settings.qemu,
+            cpu=self.settings.cpu,
             boot_timeout_s=self.settings.boot_timeout,
             progress=progress,
         )
@@ -60,6 +62,16 @@ _OPTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
         "--accel",
         type=click.Choice(["auto", "kvm", "tcg"]),
         help="QEMU's accelerator; auto: KVM if it is proved to work, else TCG.  [environment: VMFEST_ACCEL]",
+    ),
+    "qemu": click.option(
+        "--qemu",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of QEMU's programs, else they are found in PATH.  [environment: VMFEST_QEMU]",
+    ),
+    "cpu": click.option(
+        "--cpu",
+        metavar="MODEL",
+        help="CPU model of QEMU's machines, as its -cpu takes it.  [environment: VMFEST_CPU]",
     ),
 }
 

@@ -42,7 +42,7 @@ _WATCH_INTERVAL_S = 0.5
 )
 @click.option("--detach", "-d", is_flag=True, help="Leave it running and return.")
 @json_option
-@with_setup("home", "driver", "accel")
+@with_setup("home", "driver", "accel", "qemu", "cpu")
 def up(
     setup: Setup,
     image: str,

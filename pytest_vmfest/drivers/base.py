@@ -38,10 +38,22 @@ class MachineState(Enum):
 
 @dataclass(frozen=True)
 class DriverSettings:
-    """What every driver is given: ``home`` is the store's folder, ``accel`` auto, kvm or tcg."""
+    """What every driver is given.
+
+    They belong to the process, not to its machines: one that is started again gets those of who starts it.
+    """
 
     home: Path
+    """The store's folder."""
     accel: str = "auto"
+    """QEMU's accelerator: auto, kvm or tcg."""
+    qemu: Path | None = None
+    """The folder of QEMU's programs; None: they are found in PATH."""
+    cpu: str | None = None
+    """The CPU model of QEMU's machines; None: the driver's choice.
+
+    Memory that was saved under one model need not load under another.
+    """
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.drivers import load_driver
+from pytest_vmfest.drivers.base import DriverSettings, MachineState
 from pytest_vmfest.errors import (
     DestroyError,
     DriverError,
@@ -167,6 +168,26 @@ def test_qemu_that_does_not_start(qemu_lab, hardware, said):
         qemu_lab.driver.start("m", qemu_lab.deadline)
     assert qemu_lab.driver.state("m") is OFF
     assert not [line for line in qemu_lab.left_over() if "process" in line]
+
+
+def test_the_cpu_model_is_that_of_whoever_starts(qemu_lab):
+    """An unknown model fails the start, quoted, with what sets it; a driver with another one starts it."""
+
+    def driver(cpu):
+        return load_driver("qemu", DriverSettings(qemu_lab.home, accel="tcg", cpu=cpu))
+
+    qemu_lab.driver.create(qemu_lab.spec())
+    with pytest.raises(DriverError, match="unable to find CPU model 'abacus'") as caught:
+        driver("abacus").start("m", qemu_lab.deadline)
+    assert "--vm-cpu" in caught.value.hint
+    assert not [line for line in qemu_lab.left_over() if "process" in line]
+    richer = driver("EPYC")
+    richer.start("m", qemu_lab.deadline)
+    assert qemu_lab.driver.state("m") is RUNNING
+    pid = int((qemu_lab.home / "machines/m/qemu.pid").read_text())
+    command = psutil.Process(pid).cmdline()
+    assert command[command.index("-cpu") + 1] == "EPYC"
+    richer.close()
 
 
 def test_a_start_that_has_no_time(qemu_lab):

@@ -31,6 +31,14 @@ def test_precedence():
     assert (settings.driver, settings.keep, settings.boot_timeout) == ("fake", "failed", 7.0)
 
 
+def test_paths_are_absolute(tmp_path, monkeypatch):
+    """A folder is meant as seen from where the run was started, or from the user's home."""
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(environ={"VMFEST_QEMU": "build/qemu"}).qemu == tmp_path / "build/qemu"
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert load_settings(command_line={"vm_qemu": "~/qemu"}.get, environ={}).qemu == tmp_path / "me/qemu"
+
+
 @pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("off", False), ("False", False)])
 def test_flags_in_the_environment(word, value):
     """The usual words for on and off are understood."""

@@ -51,6 +51,12 @@ def test_the_accelerators():
     assert values(real, "-cpu") == ["host"]
 
 
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+def test_a_cpu_model_of_the_users_own(accel):
+    """A configured CPU model takes the place of the accelerator's, its features included."""
+    assert values(build(accel=accel, cpu="EPYC-v4,+svm"), "-cpu") == ["EPYC-v4,+svm"]
+
+
 def test_the_disk_is_an_overlay_that_is_never_flushed():
     """The disk is the machine's own qcow2, and nothing of it has to survive the host's power."""
     (disk,) = (json.loads(text) for text in values(build(), "-blockdev"))

@@ -1,5 +1,7 @@
 """Finding QEMU, and saying what is missing."""
 
+from pathlib import Path
+
 import pytest
 
 from pytest_vmfest.drivers.base import DriverSettings
@@ -71,6 +73,29 @@ def test_versions_that_will_do(programs, driver, version):
     driver.open()
     assert driver.describe() == f"QEMU {version} (tcg: asked for)"
     assert [check.ok for check in driver.check()] == [True, True, True]
+
+
+def test_a_folder_of_its_own(programs, tmp_path, monkeypatch):
+    """QEMU is taken from the configured folder, also a relative one, and never from PATH."""
+    programs("qemu-system-x86_64", "echo QEMU emulator version 8.2.0")
+    programs("qemu-img", "true")
+    own = tmp_path / "own"
+    own.mkdir()
+    driver = QemuDriver(DriverSettings(tmp_path / "home", accel="tcg", qemu=own))
+    with pytest.raises(
+        DriverUnavailableError, match=r"own, has no qemu-system-x86_64 and no qemu-img"
+    ) as caught:
+        driver.open()
+    assert "--vm-qemu" in caught.value.hint
+    (check,) = driver.check()
+    assert (check.ok, check.packages) == (False, ())
+    (own / "qemu-system-x86_64").write_text("#!/bin/sh\necho QEMU emulator version 11.1.3")
+    (own / "qemu-img").write_text("#!/bin/sh\n")
+    for program in own.iterdir():
+        program.chmod(0o755)
+    assert driver.describe().startswith("QEMU 11.1.3")
+    monkeypatch.chdir(tmp_path)
+    assert host.find_programs(Path("own")).image == str(own / "qemu-img")
 
 
 @pytest.mark.parametrize(

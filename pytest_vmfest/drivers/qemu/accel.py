@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KVM_CPU = "host"
-"""The CPU model that KVM is probed with. Machines under KVM are to have the same, or the proof is void."""
+"""The CPU model that KVM is probed with. A machine that is given another one under KVM has no such proof."""
 
 PROBE_TIMEOUT_S = 2.5
 

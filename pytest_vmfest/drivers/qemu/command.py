@@ -50,6 +50,7 @@ def command_line(
     *,
     program: str,
     accel: Literal["kvm", "tcg"],
+    cpu: str | None = None,
     wiring: Wiring,
     firmware: Path | None = None,
     load: str | None = None,
@@ -57,13 +58,13 @@ def command_line(
 ) -> list[str]:
     """The arguments that start the machine, the program first.
 
-    ``firmware`` is OVMF's code for a machine with EFI; ``load`` a snapshot with memory to go on from;
-    ``halted`` leaves the virtual CPU halted.
+    ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``firmware`` OVMF's code for a
+    machine with EFI; ``load`` a snapshot with memory to go on from; ``halted`` leaves the virtual CPU halted.
     """
     return [
         program,
         *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "none"),
-        *_processor(spec, accel),
+        *_processor(spec, accel, cpu),
         *_boot(spec, firmware),
         *_disk(),
         *_nat(spec),
@@ -85,13 +86,13 @@ def mac_address(name: str) -> str:
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
 
 
-def _processor(spec: MachineSpec, accel: str) -> list[str]:
+def _processor(spec: MachineSpec, accel: str, cpu: str | None) -> list[str]:
     if accel == "kvm":
-        chosen = ["-accel", "kvm", "-cpu", KVM_CPU]
+        chosen = ["-accel", "kvm", "-cpu", cpu or KVM_CPU]
     else:
         chosen = [
             *("-accel", f"tcg,thread=multi,tb-size={_TRANSLATION_BUFFER_MIB}"),
-            *("-cpu", _TCG_CPU),
+            *("-cpu", cpu or _TCG_CPU),
         ]
     hardware = spec.hardware
     return [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def describe(settings: DriverSettings, programs: host.Programs | None, accel: Accel | None) -> str:
     """One line: version and accelerator as far as they are known without trying anything out."""
     try:
-        version = (programs or host.find_programs()).version
+        version = (programs or host.find_programs(settings.qemu)).version
     except DriverUnavailableError as error:
         return f"QEMU: {error.message}"
     how = f"{accel.name}: {accel.reason}" if accel else f"accelerator: {settings.accel}"
@@ -28,9 +28,9 @@ def describe(settings: DriverSettings, programs: host.Programs | None, accel: Ac
 def check(settings: DriverSettings, cache: Path) -> list[Check]:
     """Everything that machines need, tried out."""
     try:
-        programs = host.find_programs()
+        programs = host.find_programs(settings.qemu)
     except DriverUnavailableError as error:
-        packages = (host.SYSTEM_PACKAGE, host.IMAGE_PACKAGE)
+        packages = () if settings.qemu else (host.SYSTEM_PACKAGE, host.IMAGE_PACKAGE)
         return [Check("QEMU", False, error.message, remedy=error.hint, packages=packages)]
     detail = f"version {programs.version}: {programs.system}, {programs.image}"
     return [Check("QEMU", True, detail), _check_accel(settings, programs, cache), _check_firmware()]

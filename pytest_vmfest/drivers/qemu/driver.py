@@ -64,7 +64,7 @@ class QemuDriver(Driver):
     def open(self) -> None:
         """Find QEMU and choose the accelerator; `DriverUnavailableError` says what to install."""
         if self._programs is None:
-            programs = host.find_programs()
+            programs = host.find_programs(self.settings.qemu)
             self._accel = choose_accel(self.settings.accel, programs.system, self._cache)
             self._programs = programs
 
@@ -352,7 +352,7 @@ class QemuDriver(Driver):
     ) -> Record:
         programs, accel = self._opened()
         firmware = host.find_efi_firmware().code if machine.spec.image.firmware == "efi" else None
-        launch = Launch(programs.system, accel.name, firmware, load, halted)
+        launch = Launch(programs.system, accel.name, self.settings.cpu, firmware, load, halted)
         return self._runner.launch(machine, launch, deadline)
 
     def _ended(self, machine: Record) -> Record:

@@ -45,11 +45,21 @@ class EfiFirmware:
     variables: Path
 
 
-def find_programs() -> Programs:
-    """QEMU's programs; `DriverUnavailableError` names the packages of those that are missing or too old."""
+def find_programs(folder: Path | None = None) -> Programs:
+    """QEMU's programs in ``folder``, or in ``PATH``.
+
+    `DriverUnavailableError` names the folder, or the packages of those that are missing or too old.
+    """
     needed = {SYSTEM_PROGRAM: SYSTEM_PACKAGE, IMAGE_PROGRAM: IMAGE_PACKAGE}
-    found = {program: shutil.which(program) for program in needed}
+    # Absolute, as machines are started in folders of their own.
+    places = str(folder.absolute()) if folder else None
+    found = {program: shutil.which(program, path=places) for program in needed}
     missing = [program for program, path in found.items() if path is None]
+    if missing and folder:
+        raise DriverUnavailableError(
+            f"the folder for QEMU, {folder}, has no {' and no '.join(missing)} that can be run",
+            hint="it is set by --vm-qemu or VMFEST_QEMU; without, QEMU is looked for in PATH",
+        )
     if missing:
         packages = " ".join(needed[program] for program in missing)
         raise DriverUnavailableError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.drivers.qemu import nat, record
 from pytest_vmfest.drivers.qemu.command import Wiring, command_line
+from pytest_vmfest.drivers.qemu.host import SYSTEM_PROGRAM
 from pytest_vmfest.drivers.qemu.monitor import (
     ANSWER_TIMEOUT_S,
     Monitor,
@@ -41,10 +42,11 @@ _KILLED_BY_SIGNAL = "terminating on signal"
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start QEMU: program, accelerator, EFI code, and a snapshot with memory to go on from."""
+    """How to start QEMU: program, accelerator, CPU model, EFI code, and a snapshot with memory to load."""
 
     program: str
     accel: Literal["kvm", "tcg"]
+    cpu: str | None = None
     firmware: Path | None = None
     load: str | None = None
     halted: bool = False
@@ -172,6 +174,7 @@ class Runner:
                     machine.spec,
                     program=launch.program,
                     accel=launch.accel,
+                    cpu=launch.cpu,
                     wiring=wiring,
                     firmware=launch.firmware,
                     load=launch.load,
@@ -189,10 +192,17 @@ class Runner:
             return Monitor.connect(self._loop, line, name, deadline)
         except MonitorLostError as error:
             said = record.log_tail(self._store.folder(name)) or "it printed nothing"
-            raise DriverError(f"machine {name!r}: QEMU did not start: {said}") from error
+            raise DriverError(f"machine {name!r}: QEMU did not start: {said}", hint=_remedy(said)) from error
 
     def _how_ended(self, machine: Record) -> MachineState:
         # QEMU removes its pid file when it ends in order. It does so after SIGTERM too, but tells of it.
         folder = self._store.folder(machine.spec.name)
         killed = (folder / record.PID_FILE).exists() or _KILLED_BY_SIGNAL in record.log_tail(folder)
         return MachineState.ABORTED if killed else MachineState.POWERED_OFF
+
+
+def _remedy(said: str) -> str:
+    """What to do about QEMU's last words, where we know."""
+    if "CPU model" in said:
+        return f"the model is set by --vm-cpu or VMFEST_CPU; QEMU lists its own: {SYSTEM_PROGRAM} -cpu help"
+    return ""
