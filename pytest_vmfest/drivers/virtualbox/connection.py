@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from pytest_vmfest.drivers.virtualbox import trouble
 from pytest_vmfest.drivers.virtualbox.versions import api_for
 from pytest_vmfest.errors import DriverUnavailableError, WaitTimeoutError
 from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from virtualbox.library import IMachine, IProgress, ISession, IVirtualBox
 
     from pytest_vmfest.waiting import Deadline
@@ -100,6 +104,7 @@ class Connection:
         self.constants = manager.constants
         self.version = str(self.vbox.version)
         self.api = api_for(str(self.vbox._i.APIVersion), self.version)
+        self._registry_lock = FileLock(Path(str(self.vbox.home_folder)) / "vmfest.lock")
 
     @property
     def vbox(self) -> IVirtualBox:
@@ -126,10 +131,16 @@ class Connection:
         return ISession(self._manager.getSessionObject(None))
 
     def machine(self, raw: Any) -> IMachine:
-        """pyvbox's view of a machine of vboxapi."""
+        """A machine of vboxapi as pyvbox shows it."""
         from virtualbox.library import IMachine
 
         return IMachine(raw)
+
+    @contextlib.contextmanager
+    def registry_lock(self) -> Iterator[None]:
+        """Have VirtualBox's registry to oneself, among all threads and processes of this user that ask."""
+        with self._registry_lock:
+            yield
 
     def wait(self, progress: IProgress, deadline: Deadline, doing: str) -> None:
         """Wait for the end of an operation; raises what became of it, or `WaitTimeoutError`."""
@@ -162,13 +173,12 @@ def connect() -> Connection:
     """
     manager = _local_manager(find_installation())
     with trouble.translated("VirtualBox's service (VBoxSVC) cannot be used"):
-        connection = Connection(manager)
-    return connection
+        return Connection(manager)
 
 
 @functools.cache
 def _local_manager(installation: Installation) -> Any:
-    """vboxapi's manager, of which a process can have one."""
+    """The manager of vboxapi, of which a process can have one."""
     folder = str(installation.folder)
     for name, value in {
         "VBOX_INSTALL_PATH": folder,

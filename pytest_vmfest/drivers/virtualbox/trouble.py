@@ -28,10 +28,9 @@ _DEAD = frozenset({0x80004004, 0x800706BA, 0x800706BE, 0x800706BF, 0x80010108})
 # What VirtualBox says, and what to do about it.
 _REMEDIES = (
     (
-        r"VERR_VM_DRIVER_NOT_INSTALLED|VERR_VM_DRIVER_LOAD_ERROR|-1908|kernel driver (is )?not (loaded|installed)"
-        r"|vboxdrv",
-        "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian: package virtualbox-dkms; with Secure "
-        "Boot it has to be signed)",
+        r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|-1908|kernel driver (is )?not (loaded|installed)|vboxdrv",
+        "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package "
+        "virtualbox-dkms; with Secure Boot it has to be signed)",
     ),
     (
         r"VERR_(SVM_IN_USE|VMX_IN_VMX_ROOT_MODE)|being used by another hypervisor",
