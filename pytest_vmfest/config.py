@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ def _option(
     choices: Callable[[], tuple[str, ...]] | None = None,
     metavar: str = "",
     is_path: bool = False,
+    form: tuple[str, str] | None = None,
 ) -> Any:
-    said = {"help": help, "choices": choices, "metavar": metavar, "is_path": is_path}
+    said = {"help": help, "choices": choices, "metavar": metavar, "is_path": is_path, "form": form}
     return field(default=default, metadata=said)
 
 
@@ -68,6 +70,18 @@ class Settings:
         choices=_network_modes,
         metavar="MODE",
     )
+    local_interface: str = _option(
+        "vboxnet0",
+        "VirtualBox's host-only interface of machines in network mode local; created when missing",
+        metavar="NAME",
+        form=(r"vboxnet\d{1,3}", "vboxnet0, vboxnet1 or so"),
+    )
+    bridged_interface: str | None = _option(
+        None,
+        "interface of this host that VirtualBox's machines in network mode bridged share, verbatim as in "
+        "'VBoxManage list bridgedifs' (default: the one that this host's default route goes through)",
+        metavar="NAME",
+    )
     keep: str = _option(
         "never",
         "leave machines running after the run: never, failed (those of failed tests), always",
@@ -94,6 +108,7 @@ class Settings:
     boot_timeout: float = _option(
         300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
+    gui: bool = _option(False, "show the machines' screens in windows")
     durations: bool = _option(False, "show what each test's machines spent their time on")
 
 
@@ -107,6 +122,8 @@ class Option:
     choices: Callable[[], tuple[str, ...]] | None
     metavar: str
     is_path: bool
+    form: tuple[str, str] | None
+    """A pattern that the whole value matches, and examples of such values."""
 
     @property
     def flag(self) -> str:
@@ -148,6 +165,8 @@ class Option:
             return Path(value).expanduser().absolute()
         if self.choices and value not in self.choices():
             raise self._refuse(value, where, f"one of {', '.join(self.choices())}")
+        if self.form and not re.fullmatch(self.form[0], value):
+            raise self._refuse(value, where, self.form[1])
         return value
 
     def _parse_flag(self, value: Any, where: str) -> bool:

@@ -48,8 +48,9 @@ class Server:
     ``driver`` is auto, qemu or fake; ``url`` is for hypervisors behind a web service, which no driver of this
     release has; ``home`` the store's folder (default: VMFEST_HOME, else the user's cache folder); ``accel``
     auto, kvm or tcg; ``qemu`` the folder of QEMU's programs (default: PATH); ``cpu`` the CPU model of QEMU's
-    machines (default: the driver's choice); ``boot_timeout_s`` the seconds from a node's creation to its
-    first command. Nothing is touched before the first use.
+    machines (default: the driver's choice); ``local_interface`` and ``bridged_interface`` VirtualBox's
+    networks (see `DriverSettings`); ``gui`` shows the machines' screens in windows; ``boot_timeout_s`` the
+    seconds from a node's creation to its first command. Nothing is touched before the first use.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class Server:
         accel: str = "auto",
         qemu: str | os.PathLike[str] | None = None,
         cpu: str | None = None,
+        local_interface: str = "vboxnet0",
+        bridged_interface: str | None = None,
+        gui: bool = False,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         progress: Progress = silent,
     ) -> None:
@@ -71,7 +75,10 @@ class Server:
         self.boot_timeout_s = boot_timeout_s
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
-        self._driver = load_driver(driver, DriverSettings(self.home, accel, programs, cpu))
+        self._driver = load_driver(
+            driver,
+            DriverSettings(self.home, accel, programs, cpu, local_interface, bridged_interface, gui),
+        )
         self._opened = False
         self._networks: set[str] = set()
 

@@ -44,6 +44,9 @@ class Setup:
             accel=self.settings.accel,
             qemu=self.settings.qemu,
             cpu=self.settings.cpu,
+            local_interface=self.settings.local_interface,
+            bridged_interface=self.settings.bridged_interface,
+            gui=self.settings.gui,
             boot_timeout_s=self.settings.boot_timeout,
             progress=progress,
         )

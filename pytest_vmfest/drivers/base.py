@@ -54,6 +54,12 @@ class DriverSettings:
 
     Memory that was saved under one model need not load under another.
     """
+    local_interface: str = "vboxnet0"
+    """VirtualBox's host-only interface of machines in network mode local and internal."""
+    bridged_interface: str | None = None
+    """This host's interface that machines in network mode bridged share; None: the default route's."""
+    gui: bool = False
+    """Show the machines' screens in windows."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_flags_in_the_environment(word, value):
         ("VMFEST_ACCEL", "warp", "one of auto, kvm, tcg"),
         ("VMFEST_HARDWARE", "huge", "one of micro, small, medium, large"),
         ("VMFEST_NETWORK", "wifi", "one of local, bridged, nat, internal"),
+        ("VMFEST_LOCAL_INTERFACE", "eth0", "vboxnet0, vboxnet1 or so"),
         ("VMFEST_BOOT_TIMEOUT", "-1", "a positive number of seconds"),
         ("VMFEST_BOOT_TIMEOUT", "inf", "a positive number of seconds"),
         ("VMFEST_DURATIONS", "perhaps", "true or false"),

@@ -57,6 +57,12 @@ def test_a_cpu_model_of_the_users_own(accel):
     assert values(build(accel=accel, cpu="EPYC-v4,+svm"), "-cpu") == ["EPYC-v4,+svm"]
 
 
+@pytest.mark.parametrize(("gui", "display"), [(False, "none"), (True, "gtk")])
+def test_the_window(gui, display):
+    """The screen is shown only if that is asked for."""
+    assert values(build(gui=gui), "-display") == [display]
+
+
 def test_the_disk_is_an_overlay_that_is_never_flushed():
     """The disk is the machine's own qcow2, and nothing of it has to survive the host's power."""
     (disk,) = (json.loads(text) for text in values(build(), "-blockdev"))

@@ -55,15 +55,17 @@ def command_line(
     firmware: Path | None = None,
     load: str | None = None,
     halted: bool = False,
+    gui: bool = False,
 ) -> list[str]:
     """The arguments that start the machine, the program first.
 
     ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``firmware`` OVMF's code for a
-    machine with EFI; ``load`` a snapshot with memory to go on from; ``halted`` leaves the virtual CPU halted.
+    machine with EFI; ``load`` a snapshot with memory to go on from; ``halted`` leaves the virtual CPU halted;
+    ``gui`` opens a window.
     """
     return [
         program,
-        *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "none"),
+        *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "gtk" if gui else "none"),
         *_processor(spec, accel, cpu),
         *_boot(spec, firmware),
         *_disk(),
