@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmfest.drivers.qemu.process import Process
-from pytest_vmfest.drivers.qemu.record import Record, Store, log_tail, writing_to
+from pytest_vmfest.drivers.qemu.record import Record, Store, log_tail
 from pytest_vmfest.errors import DriverError, MachineExistsError, MachineNotFoundError, StoreError
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, Login, MachineSpec, PrivateNic
 
@@ -123,17 +123,6 @@ def test_a_new_machine_that_cannot_be_recorded(store, monkeypatch):
     with pytest.raises(StoreError, match="No space left"):
         store.add(Record(SPEC))
     assert store.names() == []
-
-
-@pytest.mark.parametrize(
-    ("number", "hint"),
-    [(28, "free some space"), (13, "make it writable"), (30, "VMFEST_HOME"), (5, "refused")],
-)
-def test_refusals_to_write_become_store_errors(number, hint, tmp_path):
-    """The error says where, what, and, where anything can be done, what."""
-    with pytest.raises(StoreError, match=hint) as caught, writing_to(tmp_path):
-        raise OSError(number, "refused")
-    assert f"cannot write to {tmp_path}: refused" in str(caught.value)
 
 
 def test_the_log_tail(tmp_path):

@@ -24,6 +24,7 @@ from pytest_vmfest.errors import (
     NotSupportedError,
     WaitTimeoutError,
 )
+from pytest_vmfest.folders import writing_to
 from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline
 
@@ -101,7 +102,7 @@ class QemuDriver(Driver):
         try:
             disks.create_overlay(spec.image, folder / record.DISK)
             if firmware is not None:
-                with record.writing_to(folder):
+                with writing_to(folder):
                     shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
         except BaseException:
             self._store.remove(spec.name)
@@ -246,7 +247,7 @@ class QemuDriver(Driver):
         """Write the machine's screen to ``path`` as PNG."""
         with self._monitor(name, "show its screen") as monitor:
             monitor.execute("screendump", {"filename": record.SCREEN, "format": "png"})
-        with record.writing_to(path):
+        with writing_to(path):
             shutil.move(self._store.folder(name) / record.SCREEN, path)
 
     def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
@@ -352,7 +353,9 @@ class QemuDriver(Driver):
     ) -> Record:
         programs, accel = self._opened()
         firmware = host.find_efi_firmware().code if machine.spec.image.firmware == "efi" else None
-        launch = Launch(programs.system, accel.name, self.settings.cpu, firmware, load, halted)
+        launch = Launch(
+            programs.system, accel.name, self.settings.cpu, firmware, load, halted, self.settings.gui
+        )
         return self._runner.launch(machine, launch, deadline)
 
     def _ended(self, machine: Record) -> Record:

@@ -6,15 +6,13 @@ reader sees the old record or the new one.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_vmfest.drivers.qemu.process import Process
 from pytest_vmfest.errors import (
@@ -23,13 +21,9 @@ from pytest_vmfest.errors import (
     DriverError,
     MachineExistsError,
     MachineNotFoundError,
-    StoreError,
 )
-from pytest_vmfest.folders import make_private
+from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 DISK = "disk.qcow2"
 CONSOLE = "console.log"
@@ -136,23 +130,6 @@ class Store:
         if folder.exists():
             left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) or ["the folder"]
             raise DestroyError(f"machine {name!r}: cannot remove {', '.join(left)} in {folder}")
-
-
-@contextmanager
-def writing_to(place: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into `StoreError`."""
-    try:
-        yield
-    except OSError as error:
-        hints = {
-            errno.ENOSPC: "free some space, or set VMFEST_HOME to a folder on another file system",
-            errno.EDQUOT: "free some space, or set VMFEST_HOME to a folder on another file system",
-            errno.EACCES: "make it writable for you, or set VMFEST_HOME to another folder",
-            errno.EROFS: "set VMFEST_HOME to a folder that can be written to",
-        }
-        raise StoreError(
-            f"cannot write to {place}: {error.strerror or error}", hint=hints.get(error.errno or 0, "")
-        ) from error
 
 
 def log_tail(folder: Path) -> str:

@@ -20,6 +20,7 @@ from pytest_vmfest.drivers.qemu.monitor import (
 )
 from pytest_vmfest.drivers.qemu.process import running_in, spawn
 from pytest_vmfest.errors import DriverError, WaitTimeoutError
+from pytest_vmfest.folders import writing_to
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _KILLED_BY_SIGNAL = "terminating on signal"
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start QEMU: program, accelerator, CPU model, EFI code, and a snapshot with memory to load."""
+    """How to start QEMU: program, accelerator, CPU model, EFI code, a snapshot with memory, a window."""
 
     program: str
     accel: Literal["kvm", "tcg"]
@@ -50,6 +51,7 @@ class Launch:
     firmware: Path | None = None
     load: str | None = None
     halted: bool = False
+    gui: bool = False
 
 
 class Runner:
@@ -179,8 +181,9 @@ class Runner:
                     firmware=launch.firmware,
                     load=launch.load,
                     halted=launch.halted,
+                    gui=launch.gui,
                 )
-                with record.writing_to(folder):
+                with writing_to(folder):
                     log = stack.enter_context((folder / record.LOG).open("wb"))
                 return spawn(command, folder, fds=wiring.fds, log=log), ours
         except BaseException:
