@@ -91,6 +91,15 @@ def test_packages_come_with_their_dependencies(archive, tmp_path):
     assert {step.task for step in steps} == {TASK}
 
 
+def test_sources_other_than_the_hosts(archive, tmp_path, monkeypatch):
+    """Sources that were named are used, and nothing else, whatever the host has."""
+    other = f"deb [trusted=yes] copy:{archive} ./"
+    use_sources(tmp_path, monkeypatch, f"deb copy:{tmp_path}/nowhere ./\n")
+    apt = PrivateApt(tmp_path / "apt", TASK, silent, sources=[other])
+    apt.update()
+    assert [deb.name for deb in apt.download(["library"])] == ["library_1_all.deb"]
+
+
 def test_an_unknown_package_is_told_as_apt_tells_it(archive, tmp_path):
     """Apt's own words are in the error."""
     apt = PrivateApt(tmp_path / "apt", TASK, silent)

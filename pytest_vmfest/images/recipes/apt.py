@@ -36,6 +36,13 @@ Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
 """
 
+# For sources that are not the host's. A mirror that is frozen at some day is past its validity soon.
+_OTHER_SOURCES = """
+Dir::Etc::sourcelist "{folder}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Acquire::Check-Valid-Until "false";
+"""
+
 # What apt is told is installed already, in a version that satisfies everybody.
 _PRESENT = """Package: vmfest-not-needed
 Status: install ok installed
@@ -63,8 +70,20 @@ class PrivateApt:
     Sources, keys, proxies and preferences are the host's. Needs neither root nor an earlier update of lists.
     """
 
-    def __init__(self, folder: Path, task: str, progress: Progress, *, without: Sequence[str] = ()) -> None:
-        """Lay out ``folder``; ``without`` are packages that no dependency shall bring in."""
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        progress: Progress,
+        *,
+        without: Sequence[str] = (),
+        sources: Sequence[str] = (),
+    ) -> None:
+        """Lay out ``folder``.
+
+        ``without`` are packages that no dependency shall bring in; ``sources`` lines of a ``sources.list`` to
+        use instead of the host's own.
+        """
         self._task = task
         self._progress = progress
         self._archives = folder / "cache/archives"
@@ -74,7 +93,11 @@ class PrivateApt:
             (folder / name).mkdir(parents=True)
         names = ", ".join(f"{name} (= 999:999)" for name in without)
         (folder / "state/status").write_text(_PRESENT.format(names=names) if without else "")
-        self._config.write_text(_CONFIGURATION.format(folder=folder) + _indexes_not_needed())
+        configuration = _CONFIGURATION.format(folder=folder) + _indexes_not_needed()
+        if sources:
+            (folder / "sources.list").write_text("".join(f"{line}\n" for line in sources))
+            configuration += _OTHER_SOURCES.format(folder=folder)
+        self._config.write_text(configuration)
 
     def update(self) -> None:
         """Read the package lists. A source that does not answer is an error only if something is missed."""
