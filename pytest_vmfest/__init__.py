@@ -9,6 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_vmfest.devices import (
+        Dvd,
+        ExistingDisk,
+        NatRule,
+        NewDisk,
+        SharedFolder,
+        StorageController,
+    )
     from pytest_vmfest.drivers.base import MachineState
     from pytest_vmfest.drivers.fake import FakeDriver
     from pytest_vmfest.errors import (
@@ -39,6 +47,12 @@ _HOMES = {
     "CommandResult": "remote",
     "ImageModel": "specs",
     "HardwareModel": "specs",
+    "StorageController": "devices",
+    "ExistingDisk": "devices",
+    "NewDisk": "devices",
+    "Dvd": "devices",
+    "SharedFolder": "devices",
+    "NatRule": "devices",
     "FakeDriver": "drivers.fake",
     "VmfestError": "errors",
     "CommandError": "errors",
@@ -60,6 +74,12 @@ __all__ = [
     "CommandResult",
     "ImageModel",
     "HardwareModel",
+    "StorageController",
+    "ExistingDisk",
+    "NewDisk",
+    "Dvd",
+    "SharedFolder",
+    "NatRule",
     "FakeDriver",
     "VmfestError",
     "CommandError",

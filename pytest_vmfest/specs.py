@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from pytest_vmfest.devices import (
+    BOOT_DEVICES,
+    NIC_TYPES,
+    BootDevice,
+    NatRule,
+    NicType,
+    SharedFolder,
+    StorageController,
+    as_tuple,
+    check_choice,
+    check_differ,
+    check_mac,
+    check_whole,
+    from_json,
+    refuse,
+    to_json,
+)
 from pytest_vmfest.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -46,23 +63,80 @@ def check_image_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class HardwareModel:
-    """A named size of machine.
+    """A named size of machine, and what else it has.
 
-    >>> HARDWARE["small"].at_least(min_ram_mib=2048)
-    HardwareModel(name='small', memory_mib=2048, cpus=1)
+    >>> HARDWARE["small"].at_least(min_ram_mib=2048).memory_mib
+    2048
+
+    Besides ``memory_mib`` and ``cpus`` all may be left open. What is said here wins over what the image
+    says (``firmware``, ``os_type``), and that over the driver's own choice. A driver that cannot do what is
+    said raises `NotSupportedError` that names it; nothing is left out silently.
+
+    * ``vram_mib``: memory of the screen.
+    * ``controllers``: storage besides the image's own disk, which has a controller named ``disk``.
+    * ``nic_type``, ``mac``: the first network card's make, and its address (``08:00:27:01:02:03``).
+    * ``boot_order``: what the firmware tries, such as ``("dvd", "disk")``; the guest is then started by it,
+      not by a shortcut of the image's.
+    * ``firmware``: bios or efi. ``os_type``: VirtualBox's name of the guest system.
+    * ``shared_folders``: folders of this host. ``nat_rules``: ways in, for network modes local and nat.
+    * ``description``: for people who look at the machine in the hypervisor.
     """
 
     name: str
     memory_mib: int
     cpus: int
+    vram_mib: int | None = None
+    controllers: tuple[StorageController, ...] = ()
+    nic_type: NicType | None = None
+    mac: str | None = None
+    boot_order: tuple[BootDevice, ...] = ()
+    firmware: Firmware | None = None
+    shared_folders: tuple[SharedFolder, ...] = ()
+    nat_rules: tuple[NatRule, ...] = ()
+    os_type: str | None = None
+    description: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no machine can have."""
+        """Refuse what no machine can have."""
+        where = f"hardware {self.name!r}:"
+        for size in (self.memory_mib, self.cpus):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise refuse(f"{where} size {size!r}", "a whole number")
         if self.memory_mib < 64 or self.cpus < 1:
             raise ConfigurationError(
-                f"hardware {self.name!r}: {self.memory_mib} MiB and {self.cpus} CPUs is too small",
+                f"{where} {self.memory_mib} MiB and {self.cpus} CPUs is too small",
                 hint="give at least 64 MiB and 1 CPU",
             )
+        if self.vram_mib is not None:
+            check_whole(self.vram_mib, f"{where} vram_mib", 1, 256)
+        if self.nic_type is not None:
+            check_choice(self.nic_type, f"{where} nic_type", NIC_TYPES)
+        if self.mac is not None:
+            check_mac(self.mac, f"{where} mac")
+        if self.firmware is not None:
+            check_choice(self.firmware, f"{where} firmware", get_args(Firmware))
+        for key, kind in _PARTS.items():
+            parts = as_tuple(getattr(self, key), f"{where} {key}")
+            object.__setattr__(self, key, parts)
+            for part in parts:
+                if not isinstance(part, kind):
+                    raise refuse(f"{where} {key} with {part!r}", f"{kind.__name__}s")
+            check_differ((part.name for part in parts), f"{where} name in {key}")
+        object.__setattr__(self, "boot_order", as_tuple(self.boot_order, f"{where} boot_order"))
+        for device in self.boot_order:
+            check_choice(device, f"{where} boot_order with", BOOT_DEVICES)
+        check_differ(self.boot_order, f"{where} boot_order with")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data that JSON can hold; `from_json` undoes it."""
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
+        return said | {key: [to_json(part) for part in said[key]] for key in _PARTS}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HardwareModel:
+        """The model that `as_json` made ``data`` of."""
+        parts = {key: tuple(from_json(kind, part) for part in data[key]) for key, kind in _PARTS.items()}
+        return cls(**{**data, **parts})
 
     def at_least(self, min_ram_mib: int | None = None, min_cores: int | None = None) -> HardwareModel:
         """The same, raised (never lowered) to the given memory in MiB and number of CPUs."""
@@ -72,6 +146,12 @@ class HardwareModel:
             cpus=max(self.cpus, min_cores or 0),
         )
 
+
+_PARTS: Mapping[str, type[StorageController | SharedFolder | NatRule]] = {
+    "controllers": StorageController,
+    "shared_folders": SharedFolder,
+    "nat_rules": NatRule,
+}
 
 HARDWARE: Mapping[str, HardwareModel] = {
     model.name: model
@@ -195,5 +275,21 @@ class MachineSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a name that cannot be a host name or folder."""
+        """Refuse a name that cannot be a host name or folder, and rules for a NAT that there is not."""
         check_label(self.name, "machine name")
+        if self.hardware.nat_rules and self.network not in ("local", "nat"):
+            raise ConfigurationError(
+                f"machine {self.name!r}: hardware {self.hardware.name!r} has nat_rules, "
+                f"and there is no NAT in network mode {self.network}",
+                hint="use network mode local or nat",
+            )
+
+    @property
+    def firmware(self) -> Firmware:
+        """What the hardware says, else what the image asks for."""
+        return self.hardware.firmware or self.image.firmware
+
+    @property
+    def os_type(self) -> str | None:
+        """VirtualBox's name of the guest system: what the hardware says, else what the image says."""
+        return self.hardware.os_type or self.image.os_type
