@@ -1,0 +1,397 @@
+"""The VirtualBox driver: machines in the user's own VirtualBox, through pyvbox.
+
+A machine is registered in VirtualBox's group ``/vmfest``, with its files in the store; what VirtualBox does not
+know of it is kept as its extra data. So any process that has the same store and the same VirtualBox can operate it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
+from pytest_vmfest.drivers.virtualbox import (
+    address,
+    console,
+    diagnosis,
+    hardware,
+    networks,
+    screen,
+    snapshots,
+    trouble,
+)
+from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
+from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
+from pytest_vmfest.drivers.virtualbox.media import Media
+from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
+from pytest_vmfest.errors import DestroyError, DriverError, MachineExistsError, MachineNotFoundError
+from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.specs import Endpoint
+from pytest_vmfest.waiting import Deadline, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from virtualbox.library import IConsole
+
+    from pytest_vmfest.checks import Check
+    from pytest_vmfest.keyboard import Stroke
+    from pytest_vmfest.specs import ImageModel, MachineSpec
+
+ON = (MachineState.RUNNING, MachineState.PAUSED)
+
+_QUICK_S = 30.0
+"""For what VirtualBox does at once, unless another program has the machine locked."""
+_POWER_DOWN_TIMEOUT_S = 60.0
+_DELETE_TIMEOUT_S = 120.0
+_SSH_PORT = 22
+
+
+class VirtualBoxDriver(Driver):
+    """Machines run by VirtualBox. They may be operated from any process that has the same store."""
+
+    name = "virtualbox"
+
+    def __init__(self, settings: DriverSettings) -> None:
+        """Remember the settings. Touches neither disk nor VirtualBox."""
+        super().__init__(settings)
+        self._open: _Opened | None = None
+
+    # --- the driver itself -------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect to VirtualBox; `DriverUnavailableError` says what is missing."""
+        if self._open is None:
+            self._open = _Opened(self.settings)
+
+    def close(self) -> None:
+        """Let go of VirtualBox, whose service ends by itself. Machines are left as they are."""
+        self._open = None
+
+    def describe(self) -> str:
+        """``VirtualBox 7.2.22 (…)``, or what is wrong with it."""
+        return diagnosis.describe(self.settings, self._open.connection if self._open else None)
+
+    def check(self) -> list[Check]:
+        """Version, kernel modules, SDK, service, networks."""
+        return diagnosis.check(self.settings)
+
+    # --- private networks --------------------------------------------------------------------------
+
+    def create_network(self, name: str) -> None:
+        """Create a private network: an internal network of VirtualBox, which needs no process."""
+        networks.create_network(self.settings.home, name)
+
+    def remove_network(self, name: str) -> None:
+        """Remove a private network; one that is not there is fine."""
+        networks.remove_network(self.settings.home, name)
+
+    # --- machines ----------------------------------------------------------------------------------
+
+    def create(self, spec: MachineSpec) -> None:
+        """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
+        there = self._opened()
+        there.media.prepare(spec.image, permanent=spec.permanent)
+        with there.connection.registry_lock():
+            there.machines.forget_lost()
+            if there.machines.registered(spec.name) is not None:
+                raise MachineExistsError(
+                    f"a machine named {spec.name!r} exists already in VirtualBox",
+                    hint=f"if it is one of vmfest's, remove it with: vmfest instance destroy {spec.name}",
+                )
+            folder = there.machines.folder(spec.name)
+            with writing_to(folder):
+                make_private(folder.parent)
+                shutil.rmtree(folder, ignore_errors=True)  # of one whose creation was killed
+                folder.mkdir(mode=0o700)
+            try:
+                with trouble.translated(f"machine {spec.name!r} cannot be created"):
+                    self._register(there, spec, folder)
+            except BaseException:
+                self._remove(there, spec.name)
+                raise
+
+    def _register(self, there: _Opened, spec: MachineSpec, folder: Path) -> None:
+        from virtualbox.library import PortMode
+
+        connection, vbox = there.connection, there.connection.vbox
+        com = connection.api.create_machine(
+            vbox,
+            str(there.machines.settings_file(spec.name)),
+            spec.name,
+            [GROUP],
+            hardware.os_type(connection, spec),
+        )
+        hardware.configure(connection, com, spec)
+        networks.configure(connection, self.settings, com, spec)
+        port = com.get_serial_port(0)
+        port.path = str(folder / console.FILE)
+        port.host_mode = PortMode.raw_file
+        port.enabled = True
+        record = Record.of(spec, self.settings.home)
+        record.write(com)
+        vbox.register_machine(com)
+        machine = Machine(spec.name, com, record)
+        with there.machines.locked(
+            machine, Deadline(_QUICK_S), "be given its disk", exclusive=True
+        ) as session:
+            mutable = session.machine
+            if spec.permanent:
+                there.media.attach_permanent(mutable, spec.image)
+            else:
+                there.media.attach(mutable, spec.image)
+            hardware.attach(connection, mutable, spec, folder)
+            mutable.save_settings()
+
+    def start(self, name: str, deadline: Deadline) -> None:
+        """Power on, or go on from the saved state; returns when the virtual CPU runs."""
+        there, machine, state = self._look(name)
+        if state is MachineState.PAUSED:
+            self.resume(name)
+        elif state is not MachineState.RUNNING:
+            self._launch(there, machine, deadline)
+
+    def pause(self, name: str) -> None:
+        """Halt the virtual CPU."""
+        there, machine, state = self._on(name, "be paused")
+        if state is not MachineState.PAUSED:
+            there.machines.command(machine, "be paused", lambda here: here.pause(), Deadline(_QUICK_S))
+
+    def resume(self, name: str) -> None:
+        """Let a paused machine go on."""
+        there, machine, state = self._on(name, "be resumed")
+        if state is not MachineState.RUNNING:
+            there.machines.command(machine, "be resumed", lambda here: here.resume(), Deadline(_QUICK_S))
+
+    def stop(self, name: str, deadline: Deadline) -> None:
+        """Press the ACPI power button and wait until the guest has shut down.
+
+        Raises `WaitTimeoutError` if it has not by the deadline, `MachineStateError` if VirtualBox was killed.
+        """
+        there, machine, state = self._look(name)
+        if state is MachineState.PAUSED:
+            self.resume(name)  # a guest that stands still could not react
+        if state in ON:
+            there.machines.press_power_button(machine, deadline)
+
+    def power_down(self, name: str) -> None:
+        """Cut the power, or drop the saved state. The disk keeps what the guest had written to it."""
+        there, machine, _ = self._look(name)
+        there.machines.power_down(machine, Deadline(_POWER_DOWN_TIMEOUT_S))
+
+    def save_state(self, name: str, deadline: Deadline) -> None:
+        """Keep memory and devices in the machine's folder and power off."""
+        there, machine, state = self._look(name)
+        if state is MachineState.SAVED:
+            return
+        if state not in ON:
+            raise wrong_state(name, state, "be saved")
+        with there.machines.locked(machine, deadline, "be saved") as session:
+            progress = session.machine.save_state()
+            there.connection.wait(progress, deadline, f"machine {name!r} cannot be saved")
+        there.machines.wait_unlocked(machine, deadline)
+
+    def destroy(self, name: str) -> None:
+        """End the machine's process, unregister it and remove its files; one that is not there is fine."""
+        there = self._opened()
+        try:
+            folder = there.machines.folder(name)
+        except MachineNotFoundError:
+            return
+        if folder.exists():
+            self._remove(there, name)
+
+    def _remove(self, there: _Opened, name: str) -> None:
+        with suppress(MachineNotFoundError):
+            machine = there.machines.find(name)
+            there.machines.end(machine, Deadline(_POWER_DOWN_TIMEOUT_S))
+            with there.connection.registry_lock():
+                there.media.unregister(machine.com, there.machines.folder(name))
+        there.machines.forget_lost()
+        folder = there.machines.folder(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) or ["the folder"]
+            raise DestroyError(f"machine {name!r}: cannot remove {', '.join(left)} in {folder}")
+
+    def state(self, name: str) -> MachineState:
+        """The state now."""
+        return self._look(name)[2]
+
+    def machines(self) -> list[MachineInfo]:
+        """All machines of this store, oldest first."""
+        there = self._opened()
+        found = []
+        for machine in there.machines.all():
+            with suppress(DriverError), trouble.translated("a machine cannot be looked at"):
+                found.append(self._info(there, machine))
+        return found
+
+    def _info(self, there: _Opened, machine: Machine) -> MachineInfo:
+        state = there.machines.state(machine)
+        return MachineInfo(
+            name=machine.name,
+            state=state,
+            image=machine.record.image,
+            memory_mib=int(machine.com.memory_size),
+            cpus=int(machine.com.cpu_count),
+            tags=machine.record.tags,
+            created=machine.record.created,
+            endpoint=self._endpoint(there, machine) if state in ON else None,
+        )
+
+    # --- reaching the guest ------------------------------------------------------------------------
+
+    def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
+        """The guest's host-only or bridged address, once it has one, or the port that leads to it by NAT."""
+        there, machine, _ = self._on(name, "be reached")
+
+        def watch() -> None:
+            state = there.machines.state(machine)
+            if state not in ON:
+                raise wrong_state(name, state, "be reached")
+
+        return wait_for(
+            lambda: self._endpoint(there, machine),
+            deadline,
+            what=f"machine {name!r}: an address for its first network adapter",
+            interval_s=0.1,
+            watch=watch,
+        )
+
+    def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
+        with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
+            if machine.record.network == "nat":
+                return networks.ssh_endpoint(machine.com)
+            ip = address.look(there.connection, machine.com, machine.record.network)
+            return Endpoint(ip, _SSH_PORT) if ip else None
+
+    def forward(self, name: str, guest_port: int) -> Endpoint:
+        """A way to a TCP port of the running guest: its own address, or by NAT a free loopback port."""
+        there, machine, _ = self._on(name, "have a port forwarded")
+        if machine.record.network != "nat":
+            return Endpoint(self.endpoint(name, Deadline(_QUICK_S)).host, guest_port)
+        with there.machines.locked(machine, Deadline(_QUICK_S), "have a port forwarded") as session:
+            return networks.forward(session.machine, guest_port)
+
+    # --- looking in, typing ------------------------------------------------------------------------
+
+    def console(self, name: str) -> str:
+        """All that the guest wrote to its first serial port since the machine was created."""
+        machines = self._opened().machines
+        folder = machines.folder(name)
+        if not folder.exists():
+            machines.find(name)
+        return console.text(folder)
+
+    def screenshot(self, name: str, path: Path) -> None:
+        """Write the machine's screen to ``path`` as PNG."""
+        there, machine, _ = self._on(name, "show its screen")
+        png = there.connection.constants.BitmapFormat_PNG
+        taken = b""
+
+        def take(here: IConsole) -> None:
+            nonlocal taken
+            taken = screen.picture(here, png)
+
+        there.machines.command(machine, "show its screen", take, Deadline(_QUICK_S))
+        with writing_to(path):
+            path.write_bytes(taken)
+
+    def send_keys(self, name: str, strokes: Sequence[Stroke]) -> None:
+        """Press and release keys on the machine's keyboard, in order; returns after the last release."""
+        there, machine, state = self._on(name, "be typed to")
+        if state is MachineState.PAUSED:
+            raise wrong_state(name, state, "be typed to")
+        there.machines.command(
+            machine, "be typed to", lambda here: screen.type_keys(here, strokes), Deadline(_QUICK_S)
+        )
+
+    # --- snapshots ---------------------------------------------------------------------------------
+
+    def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Keep disk, memory and devices under a name that is not taken yet; the machine goes on."""
+        there, machine, state = self._look(name)
+        check_snapshot_name(snapshot, self._snapshots(machine), name)
+        if state is MachineState.SAVED:
+            raise wrong_state(name, state, "have a snapshot taken: start it, or power it down")
+        text = snapshots.description(paused=state is MachineState.PAUSED)
+        with there.machines.locked(machine, deadline, "have a snapshot taken") as session:
+            progress, _ = session.machine.take_snapshot(snapshot, text, True)
+            there.connection.wait(progress, deadline, f"machine {name!r}: no snapshot could be taken")
+
+    def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
+        """Go back to a snapshot. VirtualBox ends the machine's process for that and starts another."""
+        there, machine, _ = self._look(name)
+        target = find_snapshot(snapshot, self._snapshots(machine), name)
+        there.machines.end(machine, deadline)
+        with there.machines.locked(machine, deadline, "go back to a snapshot") as session:
+            progress = session.machine.restore_snapshot(target.com)
+            there.connection.wait(progress, deadline, f"machine {name!r} cannot go back to {snapshot!r}")
+        if target.has_memory:
+            self._launch(there, machine, deadline)
+            if target.paused:
+                self.pause(name)
+
+    def snapshots(self, name: str) -> list[str]:
+        """Names of the machine's snapshots, oldest first."""
+        return list(self._snapshots(self._look(name)[1]))
+
+    def delete_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a snapshot; one that is not there is fine."""
+        there, machine, _ = self._look(name)
+        target = self._snapshots(machine).get(snapshot)
+        if target is None:
+            return
+        deadline = Deadline(_DELETE_TIMEOUT_S)
+        with there.machines.locked(machine, deadline, "have a snapshot deleted") as session:
+            progress = session.machine.delete_snapshot(str(target.com.id_p))
+            there.connection.wait(progress, deadline, f"machine {name!r}: {snapshot!r} cannot be deleted")
+
+    def _snapshots(self, machine: Machine) -> dict[str, snapshots.Snapshot]:
+        with trouble.translated(f"machine {machine.name!r}: its snapshots cannot be listed"):
+            return snapshots.of(machine.com)
+
+    # --- images ------------------------------------------------------------------------------------
+
+    def check_image(self, image: ImageModel) -> None:
+        """Raise `ImageInvalidError` for a disk that is none."""
+        self._opened().media.check(image)
+
+    # --- parts -------------------------------------------------------------------------------------
+
+    def _opened(self) -> _Opened:
+        self.open()
+        assert self._open is not None
+        return self._open
+
+    def _look(self, name: str) -> tuple[_Opened, Machine, MachineState]:
+        there = self._opened()
+        machine = there.machines.find(name)
+        return there, machine, there.machines.state(machine)
+
+    def _on(self, name: str, purpose: str) -> tuple[_Opened, Machine, MachineState]:
+        """The machine, which has to be on."""
+        there, machine, state = self._look(name)
+        if state not in ON:
+            raise wrong_state(name, state, purpose)
+        return there, machine, state
+
+    def _launch(self, there: _Opened, machine: Machine, deadline: Deadline) -> None:
+        networks.check_networks(self.settings.home, machine.record.nics)
+        if there.machines.is_stuck(machine):
+            there.machines.end(machine, deadline)
+        with networks.ports_held(machine.com):
+            there.machines.launch(machine, deadline, gui=self.settings.gui)
+
+
+class _Opened:
+    """What is there while the driver is open."""
+
+    def __init__(self, settings: DriverSettings) -> None:
+        self.connection: Connection = connect(settings)
+        self.machines = Machines(self.connection, settings.home)
+        self.media = Media(self.connection, settings.home)

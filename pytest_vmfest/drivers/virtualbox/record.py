@@ -1,0 +1,80 @@
+"""What VirtualBox does not know of a machine: kept with it as extra data, so that any process can operate it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.specs import PrivateNic
+
+if TYPE_CHECKING:
+    from virtualbox.library import IMachine
+
+    from pytest_vmfest.specs import MachineSpec, NetworkMode
+
+GROUP = "/vmfest"
+"""The group in which VirtualBox shows the machines."""
+
+_KEY = "vmfest/machine"
+_ENDED_KEY = "vmfest/powered-down"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A machine's image, tags, networks and store. ``permanent`` is the image's own disk, if it runs on that."""
+
+    home: Path
+    image: str
+    network: NetworkMode
+    nics: tuple[PrivateNic, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+    permanent: Path | None = None
+    created: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(cls, spec: MachineSpec, home: Path) -> Record:
+        """The record of a machine to be."""
+        return cls(
+            home=home,
+            image=spec.image.name,
+            network=spec.network,
+            nics=spec.nics,
+            tags=dict(spec.tags),
+            permanent=spec.image.disk if spec.permanent else None,
+        )
+
+    def write(self, machine: IMachine) -> None:
+        """Keep it with the machine."""
+        data = {**asdict(self), "home": str(self.home)}
+        data["permanent"] = str(self.permanent) if self.permanent else None
+        machine.set_extra_data(_KEY, json.dumps(data))
+
+
+def read(machine: IMachine) -> Record | None:
+    """The machine's record; None if it has none, or none that can be read: then it is not one of ours."""
+    try:
+        data: dict[str, Any] = json.loads(machine.get_extra_data(_KEY))
+        return Record(
+            home=Path(data["home"]),
+            image=data["image"],
+            network=data["network"],
+            nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
+            tags=data["tags"],
+            permanent=Path(data["permanent"]) if data["permanent"] else None,
+            created=data["created"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def mark_powered_down(machine: IMachine) -> None:
+    """Say that an aborted machine counts as powered off, until something happens to it again."""
+    machine.set_extra_data(_ENDED_KEY, str(machine.last_state_change))
+
+
+def is_powered_down(machine: IMachine) -> bool:
+    """Whether an aborted machine counts as powered off."""
+    return str(machine.get_extra_data(_ENDED_KEY)) == str(machine.last_state_change)
