@@ -1,10 +1,13 @@
 """What goes into the guests, as far as it can be judged without starting one."""
 
 import re
+from xml.etree import ElementTree
 
 from paramiko import Transport
 
-from pytest_vmfest.images.recipes.debian12 import _last_news
+from pytest_vmfest.images.recipes import debian12, virtualbox_host
+from pytest_vmfest.images.recipes.apt import Mirrors
+from pytest_vmfest.images.recipes.debian import _last_news
 from pytest_vmfest.images.recipes.initrd import GUEST
 
 
@@ -33,7 +36,33 @@ def test_tinys_users_and_groups_fit():
 
 
 def test_progress_tells_what_mmdebstrap_said_last():
-    """Its news are shown without the dots, and packages' own output is not."""
+    """Its news are shown without dots and without commands, and packages' own output is not."""
     assert _last_news("") == "installing Debian"
     assert _last_news("I: running apt-get update...\nSetting up x ...\n") == "running apt-get update"
+    assert _last_news("I: running --customize-hook in shell: sh -c 'rm -rf ...\n") == (
+        "running --customize-hook in shell"
+    )
     assert _last_news("I: one...\nI: extracting archives...\n") == "extracting archives"
+
+
+def test_debians_come_from_the_hosts_mirrors():
+    """Stable has its updates, and security's where the host has a source of them; unstable has neither."""
+    archive, security = "http://archive", "http://security"
+    stable = debian12.RECIPE.sources(Mirrors(archive, security))
+    assert stable == [
+        f"deb {archive} bookworm main",
+        f"deb {archive} bookworm-updates main",
+        f"deb {security} bookworm-security main",
+    ]
+    assert debian12.RECIPE.sources(Mirrors(archive, None)) == stable[:2]
+    assert virtualbox_host.RECIPE.sources(Mirrors(archive, security)) == [f"deb {archive} sid main contrib"]
+
+
+def test_virtualbox_finds_its_settings():
+    """The file that is put in root's home has the settings by which nested machines run, each once."""
+    file = GUEST / "virtualbox-host/root/.config/VirtualBox/VirtualBox.xml"
+    items = ElementTree.parse(file).findall(".//{http://www.virtualbox.org/}ExtraDataItem")
+    settings = {item.attrib["name"]: item.attrib["value"] for item in items}
+    assert len(settings) == len(items) == 6
+    assert all(name.startswith("VBoxInternal/TM/") for name in settings)
+    assert settings["VBoxInternal/TM/TSCMode"] == "RealTSCOffset"

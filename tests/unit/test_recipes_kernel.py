@@ -122,5 +122,17 @@ def test_modules_of_an_installed_kernel(tmp_path):
     (folder / "kernel/drivers").mkdir(parents=True)
     (folder / "kernel/drivers/virtio-rng.ko").write_bytes(module("rng-core"))
     (folder / "modules.builtin").write_text("kernel/drivers/rng-core.ko\n")
-    modules = modules_from_tree(tmp_path, ["virtio_rng"], frozenset())
+    modules = modules_from_tree(tmp_path, ["virtio_rng"], frozenset(), no_unpacker)
     assert modules == {"virtio_rng": module("rng-core")}
+
+
+def test_compressed_modules_of_an_installed_kernel(tmp_path):
+    """Modules come decompressed, whatever the distribution compresses them by."""
+    folder = tmp_path / "usr/lib/modules/7.2/kernel/drivers"
+    folder.mkdir(parents=True)
+    (folder / "sd_mod.ko.xz").write_bytes(lzma.compress(module("scsi")))
+    (folder / "scsi.ko.zst").write_bytes(b"\x28\xb5\x2f\xfdsqueezed")
+    modules = modules_from_tree(
+        tmp_path, ["sd_mod"], frozenset(), lambda kind, data: f"{kind} {data[4:]!r}".encode()
+    )
+    assert modules == {"sd_mod": module("scsi"), "scsi": b"zstd b'squeezed'"}

@@ -40,5 +40,10 @@ RECIPES: Mapping[str, Recipe] = {
             "tiny", "tiny", "the smallest Linux that has OpenSSH: this host's kernel package and busybox"
         ),
         _recipe("debian-12", "debian12", "Debian 12 (bookworm) with systemd and apt"),
+        _recipe(
+            "virtualbox-host",
+            "virtualbox_host",
+            "Debian unstable with VirtualBox, to run VirtualBox's machines in",
+        ),
     )
 }

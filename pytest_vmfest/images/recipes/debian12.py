@@ -1,205 +1,30 @@
-"""Debian 12 (bookworm): systemd, apt, and what a server has; assembled by mmdebstrap, also without root.
-
-It is Debian's own packages and kernel, set up to be reached soon: no timers of its own, services that
-nobody waits for start after SSH, the journal is kept in memory, documentation is left out. Passwords are
-locked: root logs in by the store's key, and ``user`` is there for ``su`` and may ``sudo``.
-"""
+"""Debian 12 (bookworm): systemd, apt, and what a server has."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
-import shutil
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import ImageBuildError
-from pytest_vmfest.images.recipes.apt import PrivateApt
-from pytest_vmfest.images.recipes.disk import (
-    GRUB_FILES,
-    GRUB_PACKAGES,
-    Grub,
-    file_system_command,
-    to_qcow2,
-    write_boot_sectors,
-)
-from pytest_vmfest.images.recipes.host import (
-    COMMON_PROGRAMS,
-    check_host,
-    check_programs,
-    require,
-    work_folder,
-)
-from pytest_vmfest.images.recipes.initrd import COMMAND_LINE, GUEST, MODULES, OPTIONAL_MODULES, make_initrd
-from pytest_vmfest.images.recipes.kernel import modules_from_tree, quick_kernel
-from pytest_vmfest.images.recipes.packages import unpack
-from pytest_vmfest.images.recipes.rootless import check_namespaces, run_as_root
-from pytest_vmfest.images.recipes.tree import Tree
-from pytest_vmfest.progress import Step
-from pytest_vmfest.specs import DirectBoot, ImageModel, Login
+from pytest_vmfest.images.recipes.debian import Debian
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pytest_vmfest.checks import Check
     from pytest_vmfest.images.recipes.apt import Mirrors
-    from pytest_vmfest.progress import Progress
-    from pytest_vmfest.specs import Identity
-
-_TASK = "image debian-12"
-_SUITE = "bookworm"
-_DISK_MIB = 8192
-
-_PACKAGES = (
-    "busybox-static", "ca-certificates", "dbus", "ifupdown", "iproute2", "iputils-ping", "kmod", "less",
-    "linux-image-amd64", "netbase", "openssh-server", "procps", "sudo", "systemd-sysv", "udev", "udhcpc",
-)  # fmt: skip
-
-# More than half of a plain installation: documentation, and drivers of what no virtual machine has.
-_NOT_UNPACKED = (
-    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*",
-    *(
-        f"/lib/modules/*/kernel/{folder}/*"
-        for folder in (
-            "drivers/gpu/drm/amd", "drivers/gpu/drm/i915", "drivers/gpu/drm/nouveau",
-            "drivers/gpu/drm/radeon", "drivers/iio", "drivers/infiniband", "drivers/media",
-            "drivers/net/wireless", "drivers/staging", "sound",
-        )
-    ),
-)  # fmt: skip
-
-# Not wanted in a machine that lives for one test, or for devices that it does not have.
-_MASKED = (
-    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
-    "e2scrub_reap.service", "fstrim.timer", "getty-static.service", "ifupdown-pre.service",
-    "modprobe@configfs.service", "modprobe@dm_mod.service", "modprobe@drm.service",
-    "modprobe@efi_pstore.service", "modprobe@fuse.service", "modprobe@loop.service",
-    "proc-sys-fs-binfmt_misc.automount", "sys-fs-fuse-connections.mount", "sys-kernel-config.mount",
-    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-binfmt.service",
-    "systemd-firstboot.service", "systemd-journal-flush.service", "systemd-pstore.service",
-    "systemd-random-seed.service", "systemd-remount-fs.service", "systemd-update-utmp-runlevel.service",
-    "systemd-update-utmp.service",
-)  # fmt: skip
-
-# Needed, but nobody waits for them: they start when SSH answers.
-_AFTER_SSH = (
-    "dbus.service", "getty@tty1.service", "serial-getty@ttyS0.service", "systemd-logind.service",
-    "systemd-user-sessions.service",
-)  # fmt: skip
 
 
-def check() -> list[Check]:
-    """The programs of the host that a build uses, and whether this user may use them so."""
-    programs = COMMON_PROGRAMS | {"mmdebstrap": "mmdebstrap", "unshare": "util-linux"}
-    return [
-        check_host("debian-12"),
-        *check_programs("debian-12", programs),
-        check_namespaces("debian-12"),
-    ]
-
-
-def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
-    """Make the image in ``folder``; see `Recipe`."""
-    require(check())
-    with work_folder(folder) as work:
-        apt = PrivateApt(work / "apt", _TASK, progress, without=("dmsetup", "debconf", "gettext-base"))
-        apt.update()
-        mirrors = apt.mirrors()
-        packages = work / "packages"
-        unpack(apt.download(GRUB_PACKAGES), packages, _is_wanted)
-        root = work / "root"
-        _install(root, mirrors, work, progress)
-        progress(Step(_TASK, "setting up the guest"))
-        _set_up(Tree(root), identity)
-        _add_boot_files(Tree(root), folder)
-        progress(Step(_TASK, "writing the disk"))
-        raw = work / "disk.raw"
-        write_boot_sectors(raw, Grub(packages), size_mib=_DISK_MIB, command_line=COMMAND_LINE)
-        run_as_root(file_system_command(raw, root), timeout_s=600)
-        to_qcow2(raw, folder / "disk.qcow2")
-    return ImageModel(
-        name="debian-12",
-        disk=folder / "disk.qcow2",
-        format="qcow2",
-        login=Login("root", private_key=identity.private_key, host_key=identity.host_public_key),
-        os_family="debian",
-        os_version="12",
-        os_type="Debian12_64",
-        packager="apt",
-        description="Debian 12 (bookworm) with systemd and apt",
-        hardware="small",
-        direct_boot=DirectBoot(folder / "vmlinux", folder / "initrd.img", COMMAND_LINE),
-    )
-
-
-def _is_wanted(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in GRUB_FILES)
-
-
-def _install(root: Path, mirrors: Mirrors, work: Path, progress: Progress) -> None:
-    """Debian's packages, with the owners that root sees in a user namespace."""
-    temporary = work / "tmp"
-    temporary.mkdir()
-    sources = [f"deb {mirrors.archive} {_SUITE} main", f"deb {mirrors.archive} {_SUITE}-updates main"]
+def _sources(mirrors: Mirrors) -> list[str]:
+    sources = [f"deb {mirrors.archive} bookworm main", f"deb {mirrors.archive} bookworm-updates main"]
     if mirrors.security:
-        sources.append(f"deb {mirrors.security} {_SUITE}-security main")
-    progress(Step(_TASK, "installing Debian"))
-    run_as_root(
-        [
-            "mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase",
-            "--skip=chroot/mount/sys", f"--include={','.join(_PACKAGES)}",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_UNPACKED),
-            '--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash --groups sudo user',
-            _SUITE, root, *sources,
-        ],
-        timeout_s=1800,
-        # The kernel package's hook would make an initial RAM disk that nobody starts.
-        environment={"TMPDIR": str(temporary), "INITRD": "No"},
-        watch=lambda text: progress(Step(_TASK, _last_news(text))),
-    )  # fmt: skip
+        sources.append(f"deb {mirrors.security} bookworm-security main")
+    return sources
 
 
-def _last_news(text: str) -> str:
-    r"""What mmdebstrap said last about what it does.
-
-    >>> _last_news("I: running apt-get update...\nI: extracting archives...\nUnpacking …\n")
-    'extracting archives'
-    """
-    news = re.findall(r"^I: (.*?)(?:\.\.\.)?$", text, re.MULTILINE)
-    return news[-1] if news else "installing Debian"
-
-
-def _set_up(tree: Tree, identity: Identity) -> None:
-    """The files that make a general Debian into this guest."""
-    for key in tree.root.glob("etc/ssh/ssh_host_*"):
-        key.unlink()
-    shutil.rmtree(tree.root / "var/log/journal", ignore_errors=True)
-    tree.copy(GUEST / "debian-12")
-    tree.write("etc/sudoers.d/vmfest", (GUEST / "debian-12/etc/sudoers.d/vmfest").read_bytes(), 0o440)
-    tree.write("etc/machine-id", "")
-    tree.write("etc/resolv.conf", "")  # udhcpc's script writes it
-    tree.write("etc/ssh/ssh_host_ed25519_key", identity.host_private_key.rstrip() + "\n", 0o600)
-    tree.write("etc/ssh/ssh_host_ed25519_key.pub", identity.host_public_key.rstrip() + "\n")
-    tree.folder("root/.ssh", 0o700)
-    tree.write("root/.ssh/authorized_keys", identity.authorized_key.rstrip() + "\n", 0o600)
-    tree.link("etc/systemd/system/multi-user.target.wants/screen.service", "../screen.service")
-    for unit in _MASKED:
-        tree.link(f"etc/systemd/system/{unit}", "/dev/null")
-    for unit in _AFTER_SSH:
-        tree.write(f"etc/systemd/system/{unit}.d/after-ssh.conf", "[Unit]\nAfter=ssh.service\n")
-    for name in ("etc/.updated", "var/.updated"):
-        tree.write(name, "")  # newer than /usr: nothing is to be brought up to date at the first boot
-
-
-def _add_boot_files(tree: Tree, folder: Path) -> None:
-    """Kernel and initial RAM disk under names that an upgrade in the guest leaves alone."""
-    kernel = next(tree.root.glob("boot/vmlinuz-*")).read_bytes()
-    busybox = (tree.root / "usr/bin/busybox").read_bytes()
-    initrd = make_initrd(busybox, modules_from_tree(tree.root, MODULES, OPTIONAL_MODULES))
-    tree.write("boot/vmlinuz", kernel)
-    tree.write("boot/initrd.img", initrd)
-    (folder / "initrd.img").write_bytes(initrd)
-    (folder / "vmlinux").write_bytes(quick_kernel(kernel, _unpack))
-
-
-def _unpack(kind: str, data: bytes) -> bytes:
-    raise ImageBuildError(f"bookworm's kernel is compressed by {kind}, which was not expected")
+RECIPE = Debian(
+    name="debian-12",
+    description="Debian 12 (bookworm) with systemd and apt",
+    suite="bookworm",
+    sources=_sources,
+    packages=("linux-image-amd64",),
+    os_version="12",
+    os_type="Debian12_64",
+)
+build = RECIPE.build
+check = RECIPE.check

@@ -79,16 +79,18 @@ def module_name(path: str) -> str:
     return PurePosixPath(path).name.split(".ko")[0].replace("-", "_")
 
 
-def modules_from_tree(root: Path, wanted: Iterable[str], optional: frozenset[str]) -> dict[str, bytes]:
+def modules_from_tree(
+    root: Path, wanted: Iterable[str], optional: frozenset[str], unpacker: Unpacker
+) -> dict[str, bytes]:
     """`read_modules` from the (only) kernel that is installed in the file system ``root``."""
-    paths = {module_name(path.name): path for path in root.glob("usr/lib/modules/*/kernel/**/*.ko")}
+    paths = {module_name(path.name): path for path in root.glob("usr/lib/modules/*/kernel/**/*.ko*")}
     builtin: set[str] = set()
     for listing in root.glob("usr/lib/modules/*/modules.builtin"):
         builtin.update(builtin_modules(listing.read_text()))
 
     def read(names: frozenset[str]) -> dict[str, bytes]:
         return dict.fromkeys(names & builtin, b"") | {
-            name: paths[name].read_bytes() for name in names & paths.keys()
+            name: decompress(paths[name].read_bytes(), unpacker) for name in names & paths.keys()
         }
 
     return read_modules(wanted, read, optional)

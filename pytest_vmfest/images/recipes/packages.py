@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 
+# Packages that `unpacker` needs unpacked, and which of their files.
+UNPACKER_PACKAGES = ("zstd", "lz4")
+UNPACKER_FILES = ("usr/bin/zstd", "usr/bin/lz4", f"{LIBRARIES}/*.so*")
+
 # Folders that are links into /usr on a merged-/usr system; packages may still ship them as folders.
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
@@ -70,6 +74,20 @@ def run_unpacked(tree: Path, program: str, *arguments: str | Path, timeout_s: fl
         *arguments,
     ]
     return run(command, timeout_s=timeout_s)
+
+
+def unpacker(tree: Path) -> Callable[[str, bytes], bytes]:
+    """Decompression (kind, data) by zstd and lz4, which were unpacked below ``tree``."""
+
+    def unpack_data(program: str, data: bytes) -> bytes:
+        packed, plain = tree / "packed", tree / "plain"
+        packed.write_bytes(data)
+        # zstd is told of its output by an option, lz4 by position.
+        output = ("-o", plain) if program == "zstd" else (plain,)
+        run_unpacked(tree, f"usr/bin/{program}", "-q", "-f", "-d", packed, *output, timeout_s=60)
+        return plain.read_bytes()
+
+    return unpack_data
 
 
 def linked_libraries(tree: Path, program: Path) -> list[Path]:

@@ -52,11 +52,13 @@ from pytest_vmfest.images.recipes.kernel import (
 from pytest_vmfest.images.recipes.packages import (
     LIBRARIES,
     LOADER,
+    UNPACKER_FILES,
+    UNPACKER_PACKAGES,
     linked_libraries,
     merged,
     pick,
-    run_unpacked,
     unpack,
+    unpacker,
 )
 from pytest_vmfest.images.recipes.tools import run
 from pytest_vmfest.images.recipes.tree import Tree
@@ -64,7 +66,7 @@ from pytest_vmfest.progress import Step
 from pytest_vmfest.specs import DirectBoot, ImageModel, Login
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.progress import Progress
@@ -74,7 +76,7 @@ _TASK = "image tiny"
 _DISK_MIB = 1024
 
 _KERNEL_PACKAGES = {"debian": "linux-image-amd64", "ubuntu": "linux-image-virtual"}
-_PACKAGES = ("busybox-static", "openssh-server", "zstd", "lz4", *GRUB_PACKAGES)
+_PACKAGES = ("busybox-static", "openssh-server", *UNPACKER_PACKAGES, *GRUB_PACKAGES)
 
 # Dependencies that the guest, or the use of the programs here, does without.
 _NOT_NEEDED = (
@@ -87,8 +89,8 @@ _NOT_NEEDED = (
 
 # Files of the packages that are used at all, at their merged paths.
 _WANTED = (
-    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/bin/zstd", "usr/bin/lz4",
-    "usr/lib64/*", f"{LIBRARIES}/*.so*", *GRUB_FILES,
+    "usr/bin/busybox", "usr/sbin/sshd", "usr/lib/openssh/sshd-*", "usr/lib64/*", f"{LIBRARIES}/*.so*",
+    *UNPACKER_FILES, *GRUB_FILES,
 )  # fmt: skip
 
 # The screen's driver: a direct boot leaves the kernel without one. Ubuntu has it in a package of its own.
@@ -124,7 +126,7 @@ def build(folder: Path, identity: Identity, progress: Progress) -> ImageModel:
         tree.write("boot/vmlinuz", kernel)
         tree.write("boot/initrd.img", initrd)
         (folder / "initrd.img").write_bytes(initrd)
-        (folder / "vmlinux").write_bytes(quick_kernel(kernel, _unpacker(packages)))
+        (folder / "vmlinux").write_bytes(quick_kernel(kernel, unpacker(packages)))
         progress(Step(_TASK, "writing the disk"))
         raw = work / "disk.raw"
         write_boot_sectors(raw, Grub(packages), size_mib=_DISK_MIB, command_line=COMMAND_LINE)
@@ -151,7 +153,7 @@ def _is_wanted(name: str) -> bool:
 def _read_kernel(debs: Iterable[Path], packages: Path) -> tuple[bytes, dict[str, bytes]]:
     """The bzImage, and all modules that the guest may load."""
     debs = list(debs)
-    unpacker = _unpacker(packages)
+    unpack_data = unpacker(packages)
     images: list[bytes] = []
     builtin: set[str] = set()
 
@@ -171,7 +173,7 @@ def _read_kernel(debs: Iterable[Path], packages: Path) -> tuple[bytes, dict[str,
                 elif path.endswith("/modules.builtin"):
                     builtin.update(builtin_modules(content.decode()))
                 else:
-                    found[module_name(path)] = decompress(content, unpacker)
+                    found[module_name(path)] = decompress(content, unpack_data)
         return dict.fromkeys(names & builtin, b"") | found
 
     screens = [name for names in _SCREENS.values() for name in names]
@@ -179,20 +181,6 @@ def _read_kernel(debs: Iterable[Path], packages: Path) -> tuple[bytes, dict[str,
     if not images:
         raise ImageBuildError("the kernel packages hold no vmlinuz")
     return images[0], modules
-
-
-def _unpacker(packages: Path) -> Callable[[str, bytes], bytes]:
-    """Decompression by zstd and lz4 from the unpacked packages."""
-
-    def unpack_data(program: str, data: bytes) -> bytes:
-        packed, plain = packages / "packed", packages / "plain"
-        packed.write_bytes(data)
-        # zstd is told of its output by an option, lz4 by position.
-        output = ("-o", plain) if program == "zstd" else (plain,)
-        run_unpacked(packages, f"usr/bin/{program}", "-q", "-f", "-d", packed, *output, timeout_s=60)
-        return plain.read_bytes()
-
-    return unpack_data
 
 
 def _add_system(tree: Tree, packages: Path, identity: Identity) -> None:
