@@ -1,0 +1,173 @@
+"""One pytest in the guest, from its start to its end or to its giving up."""
+
+from __future__ import annotations
+
+import json
+import queue
+import shlex
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from tests.lane import parcel
+from tests.lane.outcomes import Attempt
+from tests.lane.watch import Trouble, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.lane.host import Host
+    from tests.lane.outcomes import Book
+
+TEST_S = 600
+"""Seconds for one test, that pytest-timeout takes care of in the guest."""
+STEP_S = TEST_S + 180.0
+"""Seconds for one test before the lane gives the host up."""
+SILENCE_S = 150.0
+"""Seconds without any sign of life from the guest before it counts as hung."""
+_FAREWELL_S = 20.0
+
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LANE_EVENTS_FD": "3",
+    "LANE_KEPT": parcel.KEPT,
+    "LANE_ROOT": parcel.WORK,
+    "PATH": f"{parcel.ROOT}/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PYTHONUNBUFFERED": "1",
+    "TMPDIR": f"{parcel.WORK}/tmp",
+    "VMFEST_HOME": f"{parcel.WORK}/home",
+}
+
+
+@dataclass
+class Seen:
+    """What a session showed."""
+
+    trouble: Trouble | None = None
+    running: str | None = None
+    status: int | None = None
+    machine_starts: int = 0
+    ssh_addresses: list[str] = field(default_factory=list)
+    uncollectable: list[str] = field(default_factory=list)
+
+
+class Session:
+    """Runs pytest with ``arguments`` on a host, and notes in the book what it tells."""
+
+    def __init__(
+        self, host: Host, book: Book, suite: str, *, say: Callable[[str], None], keep: Callable[..., None]
+    ) -> None:
+        """``say`` gets every line that the guest writes, ``keep`` (test id, attempt, logs) each failure."""
+        self._host = host
+        self._book = book
+        self._suite = suite
+        self._say = say
+        self._keep = keep
+        self._seen = Seen()
+        self._told: queue.Queue[tuple[str, str]] = queue.Queue()
+
+    def run(self, arguments: Sequence[str], ends: float) -> Seen:
+        """Run until pytest ends, until it has to be given up, or until ``ends`` (monotonic seconds)."""
+        tests = self._host.open(_command(arguments))
+        pulse = self._host.open(_pulse_command())
+        try:
+            for process, first_kind, second_kind in ((tests, "output", "event"), (pulse, "event", "ssh")):
+                for stream, kind in ((process.stdout, first_kind), (process.stderr, second_kind)):
+                    threading.Thread(target=self._read, args=(stream, kind), daemon=True).start()
+            self._attend(tests, ends)
+        finally:
+            for process in (tests, pulse):
+                process.kill()
+                process.wait()
+        return self._seen
+
+    def _read(self, stream: IO[bytes], kind: str) -> None:
+        for line in stream:
+            self._told.put((kind, line.decode(errors="replace").rstrip("\n")))
+
+    def _attend(self, tests: subprocess.Popen[bytes], ends: float) -> None:
+        watch = Watch(time.monotonic(), silence_s=SILENCE_S, step_s=STEP_S)
+        farewell: float | None = None
+        while True:
+            try:
+                kind, line = self._told.get(timeout=1)
+            except queue.Empty:
+                kind, line = "", ""
+            now = time.monotonic()
+            if kind:
+                watch.heard(now)
+                self._take(kind, line, watch)
+                continue
+            if self._seen.status is not None:
+                farewell = farewell or now
+                if tests.poll() is not None or now - farewell > _FAREWELL_S:
+                    return
+            elif tests.poll() is not None:
+                self._seen.trouble = Trouble.DIED if self._host.answers() else Trouble.GONE
+                return
+            elif now > ends:
+                self._seen.trouble = Trouble.BUDGET
+                return
+            elif trouble := watch.trouble(now):
+                self._seen.trouble = trouble
+                return
+
+    def _take(self, kind: str, line: str, watch: Watch) -> None:
+        event = _event(line) if kind == "event" else None
+        if event is None:
+            if line.strip():
+                self._say(f"{kind if kind == 'ssh' else 'guest'}| {line}")
+            return
+        match event["event"]:
+            case "beat":
+                self._seen.machine_starts = max(self._seen.machine_starts, event["machine_starts"])
+            case "collected":
+                self._book.collect(self._suite, event["ids"])
+                watch.stepped(time.monotonic())
+            case "uncollectable":
+                self._seen.uncollectable.append(f"{event['id']}\n{event['text']}")
+            case "began":
+                self._seen.running = event["id"]
+                watch.stepped(time.monotonic())
+            case "ended":
+                self._ended(event)
+                watch.stepped(time.monotonic())
+            case "ssh":
+                self._seen.ssh_addresses.append(event["address"])
+            case "finished":
+                self._seen.status = event["status"]
+
+    def _ended(self, event: dict[str, Any]) -> None:
+        attempt = Attempt(
+            event["outcome"], self._host.number, event["duration_s"], event["text"], tuple(event["marks"])
+        )
+        self._seen.running = None
+        self._book.add(event["id"], attempt)
+        if attempt.outcome == "failed":
+            self._say(f"FAILED {event['id']}; the emulator's marks: {', '.join(attempt.marks) or 'none'}")
+            self._keep(event["id"], attempt, event["tails"])
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Shell text: pytest's events go to stderr, all that it says to stdout."""
+    pytest = [
+        *(parcel.PYTHON, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "--tb=short"),
+        *("-p", "tests.lane.guest_plugin", f"--timeout={TEST_S}", "--timeout-method=signal", *arguments),
+    ]
+    variables = " ".join(f"{key}={value}" for key, value in _ENVIRONMENT.items())
+    return f"cd {parcel.ROOT}/project && exec env {variables} {shlex.join(pytest)} 3>&2 2>&1"
+
+
+def _pulse_command() -> str:
+    return f"cd {parcel.ROOT}/project && exec python3 -m tests.lane.keeper {parcel.WORK} {parcel.KEPT}"
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event in a line, or None for what SSH itself says."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found else None
