@@ -8,7 +8,7 @@ machine's state are idempotent: what is already so stays so. Errors: `DriverErro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -60,6 +60,12 @@ class DriverSettings:
     """This host's interface that machines in network mode bridged share; None: the default route's."""
     gui: bool = False
     """Show the machines' screens in windows."""
+    url: str | None = None
+    """The web service of a hypervisor on another host; None: the hypervisor is on this one."""
+    user: str = ""
+    """Who logs on to the web service."""
+    password: str = field(default="", repr=False)
+    """The password for the web service."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,22 @@ class Driver(ABC):
     """An adapter to one hypervisor."""
 
     name: ClassVar[str]
+    takes_url: ClassVar[bool] = False
+    """Whether it can use a hypervisor behind a web service."""
+
+    chosen_because: str = ""
+    """Why ``auto`` came to this driver; empty if it was asked for by name."""
 
     def __init__(self, settings: DriverSettings) -> None:
         """Remember the settings. Touches neither disk nor hypervisor."""
         self.settings = settings
 
     # --- the driver itself -------------------------------------------------------------------------
+
+    @classmethod
+    def why_not(cls, settings: DriverSettings) -> str:
+        """Why this driver cannot be used here, found out quickly; empty if nothing speaks against it."""
+        return ""
 
     @abstractmethod
     def open(self) -> None:

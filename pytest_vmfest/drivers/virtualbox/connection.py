@@ -13,6 +13,7 @@ import io
 import os
 import re
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from virtualbox.library import IMachine, IProgress, ISession, IVirtualBox
 
+    from pytest_vmfest.drivers.base import DriverSettings
     from pytest_vmfest.waiting import Deadline
 
 _CONFIGURATION = Path("/etc/vbox/vbox.cfg")
@@ -96,15 +98,18 @@ class Connection:
     ``api`` holds what differs between versions, ``constants`` are the running version's own enumerations.
     """
 
-    def __init__(self, manager: Any) -> None:
-        """Take a manager of vboxapi, or one that does the same."""
+    def __init__(self, manager: Any, lock_folder: Path | None = None) -> None:
+        """Take a manager of vboxapi, or one that does the same.
+
+        ``lock_folder`` is where the registry's lock is, if VirtualBox's own folder is on another host.
+        """
         self._manager = manager
         self._thread = threading.local()
         self._vbox: IVirtualBox | None = None
         self.constants = manager.constants
         self.version = str(self.vbox.version)
         self.api = api_for(str(self.vbox._i.APIVersion), self.version)
-        self._registry_lock = FileLock(Path(str(self.vbox.home_folder)) / "vmfest.lock")
+        self._registry_lock = FileLock((lock_folder or Path(str(self.vbox.home_folder))) / "vmfest.lock")
 
     @property
     def vbox(self) -> IVirtualBox:
@@ -166,14 +171,25 @@ class Connection:
             self._thread.announced = True
 
 
-def connect() -> Connection:
-    """Connect to VirtualBox on this host.
+def connect(settings: DriverSettings) -> Connection:
+    """Connect to VirtualBox, on this host or behind ``settings.url``.
 
-    Raises `DriverUnavailableError`: VirtualBox, its SDK or its service missing, or of another version.
+    Raises `DriverUnavailableError` (VirtualBox, its SDK or its service missing, or of another version) and
+    `ConfigurationError` (what is said of the web service is wrong).
     """
+    if settings.url is not None:
+        return _connect_remotely(settings, settings.url)
     manager = _local_manager(find_installation())
     with trouble.translated("VirtualBox's service (VBoxSVC) cannot be used"):
         return Connection(manager)
+
+
+def _connect_remotely(settings: DriverSettings, url: str) -> Connection:
+    from pytest_vmfest.drivers.virtualbox.soap import SoapManager
+
+    manager = SoapManager(url, settings.user, settings.password)
+    with trouble.translated(f"VirtualBox behind {manager.url} cannot be used"):
+        return Connection(manager, make_private(settings.home / "virtualbox"))
 
 
 @functools.cache
@@ -195,8 +211,13 @@ def _local_manager(installation: Installation) -> Any:
         ) from error
     said = io.StringIO()
     try:
-        # Instead of raising, it prints what went wrong.
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        # Instead of raising, it prints what went wrong. And where warnings are errors, its bindings crash the
+        # interpreter: they make a type that Python warns of, and do not ask whether they got it.
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            warnings.catch_warnings(action="ignore"),
+        ):
             manager = vboxapi.VirtualBoxManager(None, None)
             manager.getVirtualBox()
     except Exception as error:

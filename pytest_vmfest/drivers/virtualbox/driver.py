@@ -1,7 +1,7 @@
 """The VirtualBox driver: machines in the user's own VirtualBox, through pyvbox.
 
-A machine is registered in VirtualBox's group ``/vmfest``, with its files in the store; what VirtualBox does not
-know of it is kept as its extra data. So any process that has the same store and the same VirtualBox can operate it.
+A machine is registered in VirtualBox's group ``/vmfest``, with its files in the store; what VirtualBox does
+not know of it is kept as its extra data. So any process with the same store and VirtualBox can operate it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
 from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
+from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
 from pytest_vmfest.errors import DestroyError, DriverError, MachineExistsError, MachineNotFoundError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import Endpoint
@@ -54,6 +55,7 @@ class VirtualBoxDriver(Driver):
     """Machines run by VirtualBox. They may be operated from any process that has the same store."""
 
     name = "virtualbox"
+    takes_url = True
 
     def __init__(self, settings: DriverSettings) -> None:
         """Remember the settings. Touches neither disk nor VirtualBox."""
@@ -61,6 +63,11 @@ class VirtualBoxDriver(Driver):
         self._open: _Opened | None = None
 
     # --- the driver itself -------------------------------------------------------------------------
+
+    @classmethod
+    def why_not(cls, settings: DriverSettings) -> str:
+        """Why VirtualBox cannot be used here, as far as files tell."""
+        return diagnosis.why_not(settings)
 
     def open(self) -> None:
         """Connect to VirtualBox; `DriverUnavailableError` says what is missing."""
@@ -254,13 +261,15 @@ class VirtualBoxDriver(Driver):
             if state not in ON:
                 raise wrong_state(name, state, "be reached")
 
-        return wait_for(
+        found = wait_for(
             lambda: self._endpoint(there, machine),
             deadline,
             what=f"machine {name!r}: an address for its first network adapter",
             interval_s=0.1,
             watch=watch,
         )
+        assert found is not None
+        return found
 
     def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
         with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
@@ -351,7 +360,7 @@ class VirtualBoxDriver(Driver):
             progress = session.machine.delete_snapshot(str(target.com.id_p))
             there.connection.wait(progress, deadline, f"machine {name!r}: {snapshot!r} cannot be deleted")
 
-    def _snapshots(self, machine: Machine) -> dict[str, snapshots.Snapshot]:
+    def _snapshots(self, machine: Machine) -> dict[str, Snapshot]:
         with trouble.translated(f"machine {machine.name!r}: its snapshots cannot be listed"):
             return snapshots.of(machine.com)
 

@@ -1,4 +1,4 @@
-"""What VirtualBox does not know of a machine: kept with it as extra data, so that any process can operate it."""
+"""What VirtualBox does not know of a machine: kept with it as extra data, for any process to operate it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _ENDED_KEY = "vmfest/powered-down"
 
 @dataclass(frozen=True)
 class Record:
-    """A machine's image, tags, networks and store. ``permanent`` is the image's own disk, if it runs on that."""
+    """A machine's store, image, networks and tags.
+
+    ``permanent`` is the image's own disk, if the machine runs on that.
+    """
 
     home: Path
     image: str
