@@ -1,0 +1,163 @@
+"""A machine's network cards by network mode, and the private networks of a store.
+
+==========  ==============================================  =======
+mode        slot 0                                          slot 1
+==========  ==============================================  =======
+local       host-only: reached from this host               NAT: out
+nat         NAT: out, and in by redirected ports
+bridged     the LAN that this host is on
+internal    host-only: reached from this host, no way out
+==========  ==============================================  =======
+
+Private networks follow, one card each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.drivers.refusals import no_network
+from pytest_vmfest.drivers.virtualbox import bridged, hostonly, nat, trouble
+from pytest_vmfest.errors import ConfigurationError
+from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.specs import check_label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from virtualbox.library import IMachine, INetworkAdapter
+
+    from pytest_vmfest.drivers.base import DriverSettings
+    from pytest_vmfest.drivers.virtualbox.connection import Connection
+    from pytest_vmfest.specs import MachineSpec, NetworkMode, PrivateNic
+
+SLOTS = 8
+"""The network cards that a machine has with VirtualBox's usual chipset."""
+
+_CARDS = {
+    "e1000": "I82540EM",
+    "e1000-82545em": "I82545EM",
+    "pcnet": "Am79C973",
+    "virtio": "Virtio",
+}
+
+
+def nat_slot(mode: NetworkMode) -> int | None:
+    """The slot of the card behind NAT, None where there is none."""
+    return {"local": 1, "nat": 0}.get(mode)
+
+
+def is_host_only(mode: NetworkMode) -> bool:
+    """Whether this host reaches the guest by its host-only interface."""
+    return mode in ("local", "internal")
+
+
+def configure(connection: Connection, settings: DriverSettings, machine: IMachine, spec: MachineSpec) -> None:
+    """Set up the network cards of a new machine that is not registered yet.
+
+    The host-only interface is created if it is missing. Raises `ConfigurationError`, `DriverError`.
+    """
+    last = len(spec.nics) + (2 if spec.network == "local" else 1)
+    if last > SLOTS:
+        raise ConfigurationError(
+            f"machine {spec.name!r}: {last} network cards, and VirtualBox's machines have {SLOTS}",
+            hint=f"room is for {SLOTS - last + len(spec.nics)} private networks in network mode {spec.network}",
+        )
+    lan = bridged.bridged_interface(connection, settings) if spec.network == "bridged" else ""
+    if is_host_only(spec.network):
+        hostonly.ensure_local(connection, settings.local_interface)
+    with trouble.translated(f"machine {spec.name!r}: its network cards cannot be set up"):
+        for slot in range(SLOTS):
+            machine.get_network_adapter(slot).enabled = False
+        first = _card(connection, machine, 0, spec)
+        if spec.hardware.mac:
+            first.mac_address = spec.hardware.mac.replace(":", "")
+        if is_host_only(spec.network):
+            _plug_into_host(first, settings.local_interface)
+        elif spec.network == "bridged":
+            _plug_into_lan(first, lan)
+        behind = nat_slot(spec.network)
+        if behind is not None:
+            _plug_into_nat(first if behind == 0 else _card(connection, machine, behind, spec))
+            nat.set_up(machine, behind, spec.hardware.nat_rules, ssh=spec.network == "nat")
+        for slot, nic in enumerate(spec.nics, start=last - len(spec.nics)):
+            _plug_into_network(_card(connection, machine, slot, spec), nic, settings.home)
+
+
+def _card(connection: Connection, machine: IMachine, slot: int, spec: MachineSpec) -> INetworkAdapter:
+    """A card that is there, of the make that the hardware says, else one that all guests know."""
+    card = machine.get_network_adapter(slot)
+    make = _CARDS[(spec.hardware.nic_type if slot == 0 else None) or "e1000"]
+    card._i.adapterType = getattr(connection.constants, f"NetworkAdapterType_{make}")
+    card.enabled = True
+    return card
+
+
+def _plug_into_host(card: INetworkAdapter, interface: str) -> None:
+    from virtualbox.library import NetworkAttachmentType
+
+    card.attachment_type = NetworkAttachmentType.host_only
+    card.host_only_interface = interface
+
+
+def _plug_into_lan(card: INetworkAdapter, interface: str) -> None:
+    from virtualbox.library import NetworkAttachmentType
+
+    card.attachment_type = NetworkAttachmentType.bridged
+    card.bridged_interface = interface
+
+
+def _plug_into_nat(card: INetworkAdapter) -> None:
+    from virtualbox.library import NetworkAttachmentType
+
+    card.attachment_type = NetworkAttachmentType.nat
+
+
+def _plug_into_network(card: INetworkAdapter, nic: PrivateNic, home: Path) -> None:
+    from virtualbox.library import NetworkAttachmentType
+
+    card.attachment_type = NetworkAttachmentType.internal
+    card.internal_network = internal_name(home, nic.network)
+    card.mac_address = nic.mac.replace(":", "")
+
+
+# --- private networks ------------------------------------------------------------------------------
+# VirtualBox has an internal network as soon as two machines name it. Markers tell which were created.
+
+
+def create_network(home: Path, name: str) -> None:
+    """Create a private network; one that is there stays. Raises `StoreError`."""
+    marker = _marker(home, name)
+    with writing_to(marker):
+        make_private(marker.parent)
+        marker.touch(mode=0o600)
+
+
+def remove_network(home: Path, name: str) -> None:
+    """Remove a private network; one that is not there is fine. Raises `StoreError`."""
+    marker = _marker(home, name)
+    with writing_to(marker):
+        marker.unlink(missing_ok=True)
+
+
+def check_networks(home: Path, nics: Iterable[PrivateNic]) -> None:
+    """Raise `DriverError` if one of the cards is to be on a private network that was not created."""
+    for nic in nics:
+        if not _marker(home, nic.network).exists():
+            raise no_network(nic.network)
+
+
+def internal_name(home: Path, name: str) -> str:
+    """VirtualBox's name of a private network: its names are the host's, ours the store's.
+
+    >>> from pathlib import Path
+    >>> internal_name(Path("/store"), "net-a")
+    'vmfest-4d3a4db1-net-a'
+    """
+    return f"vmfest-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}-{name}"
+
+
+def _marker(home: Path, name: str) -> Path:
+    return home / "virtualbox" / "networks" / check_label(name, "network name")
