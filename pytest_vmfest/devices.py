@@ -167,7 +167,8 @@ class NatRule:
     """A way from a port of this host into the guest, through the NAT of network mode local or nat.
 
     ``host`` is the address of this host that is listened on; ``host_port`` None or 0 stands for a free one,
-    which in network mode nat ``forward(guest_port)`` tells; ``guest`` is the guest's address, if it is not the NAT's own.
+    which in network mode nat ``forward(guest_port)`` tells; ``guest`` is the guest's address, if it is not
+    the one that it gets from the NAT.
     """
 
     name: str

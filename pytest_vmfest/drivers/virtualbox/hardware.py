@@ -6,11 +6,12 @@ The network cards are `networks`' matter.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.devices import Dvd, ExistingDisk, NewDisk
 from pytest_vmfest.drivers.virtualbox import trouble
-from pytest_vmfest.errors import ConfigurationError
+from pytest_vmfest.errors import ConfigurationError, clean_up_after
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def attach(connection: Connection, machine: IMachine, spec: MachineSpec, folder:
             where = f"{doing}: controller {controller.name!r}, device {index}"
             with trouble.translated(where):
                 medium = _medium(connection, device, folder / f"{controller.name}-{index}.vdi", where)
-                _plug_in(machine, controller, index, device, medium)
+                try:
+                    _plug_in(machine, controller, index, device, medium)
+                except BaseException as error:
+                    clean_up_after(error, partial(_drop, connection, device, medium))
+                    raise
     for shared in spec.hardware.shared_folders:
         if not shared.path.is_dir():
             raise ConfigurationError(
@@ -152,6 +157,14 @@ def _medium(connection: Connection, device: Device, new_file: Path, where: str) 
     if isinstance(device, ExistingDisk):
         return vbox.open_medium(str(device.path), DeviceType.hard_disk, AccessMode.read_write, False)
     return vbox.open_medium(str(device.path), DeviceType.dvd, AccessMode.read_only, False)
+
+
+def _drop(connection: Connection, device: Device, medium: IMedium | None) -> None:
+    """Forget a medium that could not be attached; a file that we made goes, too."""
+    if medium is not None and isinstance(device, NewDisk):
+        connection.wait(medium.delete_storage(), Deadline(_CREATE_TIMEOUT_S), "a new disk cannot be removed")
+    elif medium is not None:
+        medium.close()
 
 
 def _plug_in(

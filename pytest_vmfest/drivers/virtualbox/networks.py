@@ -63,7 +63,7 @@ def configure(connection: Connection, settings: DriverSettings, machine: IMachin
     if last > SLOTS:
         raise ConfigurationError(
             f"machine {spec.name!r}: {last} network cards, and VirtualBox's machines have {SLOTS}",
-            hint=f"room is for {SLOTS - last + len(spec.nics)} private networks in network mode {spec.network}",
+            hint=f"network mode {spec.network} leaves {SLOTS - last + len(spec.nics)} for private networks",
         )
     lan = bridged.bridged_interface(connection, settings) if spec.network == "bridged" else ""
     if is_host_only(spec.network):
