@@ -82,6 +82,13 @@ class Settings:
         "'VBoxManage list bridgedifs' (default: the one that this host's default route goes through)",
         metavar="NAME",
     )
+    url: str | None = _option(
+        None,
+        "VirtualBox's web service on another host, such as http://host:18083/, which sees VMFEST_HOME under "
+        "the same path; the password is taken from the environment: VMFEST_PASSWORD",
+        metavar="URL",
+    )
+    user: str = _option("", "who logs on to the web service", metavar="NAME")
     keep: str = _option(
         "never",
         "leave machines running after the run: never, failed (those of failed tests), always",
@@ -212,6 +219,14 @@ def load_settings(
         elif (said := ini(option.ini)) not in (None, "", []):
             values[option.name] = option.parse(said, f"ini key {option.ini}")
     return Settings(**values)
+
+
+def web_service_password(environ: Mapping[str, str] = os.environ) -> str:
+    """The web service's password: ``VMFEST_PASSWORD``.
+
+    There is no option for it: others can read command lines, and ini files are published.
+    """
+    return environ.get("VMFEST_PASSWORD", "")
 
 
 def store_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -45,12 +45,13 @@ class Server:
     ...     machine.destroy()
     ['backup-machine']
 
-    ``driver`` is auto, qemu or fake; ``url`` is for hypervisors behind a web service, which no driver of this
-    release has; ``home`` the store's folder (default: VMFEST_HOME, else the user's cache folder); ``accel``
-    auto, kvm or tcg; ``qemu`` the folder of QEMU's programs (default: PATH); ``cpu`` the CPU model of QEMU's
-    machines (default: the driver's choice); ``local_interface`` and ``bridged_interface`` VirtualBox's
-    networks (see `DriverSettings`); ``gui`` shows the machines' screens in windows; ``boot_timeout_s`` the
-    seconds from a node's creation to its first command. Nothing is touched before the first use.
+    ``driver`` is auto, qemu or fake; ``url``, ``user`` and ``password`` are for VirtualBox behind its web
+    service, which must see ``home`` under the same path; ``home`` is the store's folder (default:
+    VMFEST_HOME, else the user's cache folder); ``accel`` auto, kvm or tcg; ``qemu`` the folder of QEMU's
+    programs (default: PATH); ``cpu`` the CPU model of QEMU's machines (default: the driver's choice);
+    ``local_interface`` and ``bridged_interface`` VirtualBox's networks (see `DriverSettings`); ``gui`` shows
+    the machines' screens in windows; ``boot_timeout_s`` the seconds from a node's creation to its first
+    command. Nothing is touched before the first use.
     """
 
     def __init__(
@@ -65,20 +66,24 @@ class Server:
         local_interface: str = "vboxnet0",
         bridged_interface: str | None = None,
         gui: bool = False,
+        user: str = "",
+        password: str = "",
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         progress: Progress = silent,
     ) -> None:
-        """Remember where and how; `ConfigurationError` for an unknown driver."""
-        if url is not None:
-            raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
+        """Remember where and how; `ConfigurationError`: unknown driver, or it takes no ``url``."""
         self.home = Path(home).absolute() if home is not None else store_home()
         self.boot_timeout_s = boot_timeout_s
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
         self._driver = load_driver(
             driver,
-            DriverSettings(self.home, accel, programs, cpu, local_interface, bridged_interface, gui),
+            DriverSettings(
+                self.home, accel, programs, cpu, local_interface, bridged_interface, gui, url, user, password
+            ),
         )
+        if url is not None and not self._driver.takes_url:
+            raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
         self._opened = False
         self._networks: set[str] = set()
 

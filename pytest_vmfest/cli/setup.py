@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pytest_vmfest.config import Settings, load_settings, store_home
+from pytest_vmfest.config import Settings, load_settings, store_home, web_service_password
 from pytest_vmfest.progress import silent
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Setup:
 
         return Server(
             self.settings.driver,
+            url=self.settings.url,
+            user=self.settings.user,
+            password=web_service_password(),
             home=self.home,
             accel=self.settings.accel,
             qemu=self.settings.qemu,

@@ -23,6 +23,7 @@ from filelock import FileLock
 from pytest_vmfest.drivers.virtualbox import trouble
 from pytest_vmfest.drivers.virtualbox.versions import api_for
 from pytest_vmfest.errors import DriverUnavailableError, WaitTimeoutError
+from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -187,9 +188,12 @@ def connect(settings: DriverSettings) -> Connection:
 def _connect_remotely(settings: DriverSettings, url: str) -> Connection:
     from pytest_vmfest.drivers.virtualbox.soap import SoapManager
 
+    folder = settings.home / "virtualbox"
+    with writing_to(folder):
+        make_private(folder)
     manager = SoapManager(url, settings.user, settings.password)
     with trouble.translated(f"VirtualBox behind {manager.url} cannot be used"):
-        return Connection(manager, make_private(settings.home / "virtualbox"))
+        return Connection(manager, folder)
 
 
 @functools.cache

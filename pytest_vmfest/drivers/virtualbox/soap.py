@@ -6,7 +6,8 @@ as a tuple, errors with ``errno`` and ``msg``. vboxapi itself needs a module for
 
 All that the API has can be done from afar. Files are another thing: VirtualBox opens base disks, console
 files and settings where it runs itself, so the store's folder must be on a file system that both hosts see
-under the same path.
+under the same path. Guests' addresses in the network modes local and nat are those that VirtualBox's own host
+has for them; from another host, guests are reached in the mode bridged.
 
 The web service forgets objects only when told, and a whole session after some minutes without a call (its
 option ``--timeout``, 300 s). Objects that nobody holds any more are given back; a forgotten session looks
