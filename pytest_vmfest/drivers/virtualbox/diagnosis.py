@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.checks import Check
-from pytest_vmfest.drivers.virtualbox import networks
+from pytest_vmfest.drivers.virtualbox import bridged, hostonly
 from pytest_vmfest.drivers.virtualbox.connection import connect, find_installation
 from pytest_vmfest.errors import DriverError, DriverUnavailableError
 
@@ -135,13 +135,13 @@ def _check_service(settings: DriverSettings) -> Check:
 def _check_networks(settings: DriverSettings) -> list[Check]:
     try:
         connection = connect(settings)
-        local = networks.local_interfaces(connection)
-        bridged = networks.bridged_interfaces(connection)
+        local = hostonly.host_only_interfaces(connection)
+        lan = bridged.bridged_interfaces(connection)
     except DriverError as error:
         return [Check("VirtualBox networks", False, error.message, remedy=error.hint)]
     found = ", ".join(local) or "none yet"
     made = "" if settings.local_interface in local else f"; {settings.local_interface} is made when needed"
     return [
         Check("VirtualBox host-only interfaces", True, f"{found}{made}"),
-        Check("VirtualBox bridged interfaces", True, ", ".join(bridged) or "none"),
+        Check("VirtualBox bridged interfaces", True, ", ".join(lan) or "none"),
     ]

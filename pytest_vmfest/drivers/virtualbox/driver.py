@@ -11,12 +11,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.disk_images import find_image_program
 from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
 from pytest_vmfest.drivers.virtualbox import (
     address,
     console,
     diagnosis,
     hardware,
+    hostonly,
+    nat,
     networks,
     screen,
     snapshots,
@@ -26,8 +29,13 @@ from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
 from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
-from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
-from pytest_vmfest.errors import DestroyError, DriverError, MachineExistsError, MachineNotFoundError
+from pytest_vmfest.errors import (
+    DestroyError,
+    DriverError,
+    MachineExistsError,
+    MachineNotFoundError,
+    clean_up_after,
+)
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline, wait_for
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     from virtualbox.library import IConsole
 
     from pytest_vmfest.checks import Check
+    from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.specs import ImageModel, MachineSpec
 
@@ -101,7 +110,8 @@ class VirtualBoxDriver(Driver):
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
-        there.media.prepare(spec.image, permanent=spec.permanent)
+        if not spec.permanent:
+            there.media.prepare(spec.image)  # may take long, and need not hold up others
         with there.connection.registry_lock():
             there.machines.forget_lost()
             if there.machines.registered(spec.name) is not None:
@@ -117,8 +127,8 @@ class VirtualBoxDriver(Driver):
             try:
                 with trouble.translated(f"machine {spec.name!r} cannot be created"):
                     self._register(there, spec, folder)
-            except BaseException:
-                self._remove(there, spec.name)
+            except BaseException as error:
+                clean_up_after(error, lambda: self._remove(there, spec.name))
                 raise
 
     def _register(self, there: _Opened, spec: MachineSpec, folder: Path) -> None:
@@ -133,6 +143,8 @@ class VirtualBoxDriver(Driver):
             hardware.os_type(connection, spec),
         )
         hardware.configure(connection, com, spec)
+        if networks.is_host_only(spec.network):
+            hostonly.ensure_local(connection, self.settings.local_interface)
         networks.configure(connection, self.settings, com, spec)
         port = com.get_serial_port(0)
         port.path = str(folder / console.FILE)
@@ -216,7 +228,8 @@ class VirtualBoxDriver(Driver):
             machine = there.machines.find(name)
             there.machines.end(machine, Deadline(_POWER_DOWN_TIMEOUT_S))
             with there.connection.registry_lock():
-                there.media.unregister(machine.com, there.machines.folder(name))
+                media = there.machines.unregister(machine)
+                there.media.release(media, Deadline(_DELETE_TIMEOUT_S))
         there.machines.forget_lost()
         folder = there.machines.folder(name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -274,7 +287,7 @@ class VirtualBoxDriver(Driver):
     def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
         with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
             if machine.record.network == "nat":
-                return networks.ssh_endpoint(machine.com)
+                return nat.rules(machine.com, 0)[nat.SSH_RULE].endpoint
             ip = address.look(there.connection, machine.com, machine.record.network)
             return Endpoint(ip, _SSH_PORT) if ip else None
 
@@ -284,7 +297,7 @@ class VirtualBoxDriver(Driver):
         if machine.record.network != "nat":
             return Endpoint(self.endpoint(name, Deadline(_QUICK_S)).host, guest_port)
         with there.machines.locked(machine, Deadline(_QUICK_S), "have a port forwarded") as session:
-            return networks.forward(session.machine, guest_port)
+            return nat.forward(session.machine, 0, guest_port, int(machine.com.session_pid))
 
     # --- looking in, typing ------------------------------------------------------------------------
 
@@ -393,8 +406,17 @@ class VirtualBoxDriver(Driver):
         networks.check_networks(self.settings.home, machine.record.nics)
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
-        with networks.ports_held(machine.com):
+        slot = networks.nat_slot(machine.record.network)
+        if slot is None or not nat.rules(machine.com, slot):
             there.machines.launch(machine, deadline, gui=self.settings.gui)
+            return
+        with there.machines.locked(machine, deadline, "be given ports", exclusive=True) as session:
+            ports = nat.Ports(session.machine, slot)
+            session.machine.save_settings()
+        with ports:
+            there.machines.launch(machine, deadline, gui=self.settings.gui)
+            with there.machines.locked(machine, deadline, "be given ports") as session:
+                ports.hand_over(session.machine, int(machine.com.session_pid))
 
 
 class _Opened:
@@ -403,4 +425,4 @@ class _Opened:
     def __init__(self, settings: DriverSettings) -> None:
         self.connection: Connection = connect(settings)
         self.machines = Machines(self.connection, settings.home)
-        self.media = Media(self.connection, settings.home)
+        self.media = Media(self.connection, settings.home, lambda: find_image_program(settings.qemu))

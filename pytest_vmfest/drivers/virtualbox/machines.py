@@ -19,15 +19,15 @@ from pytest_vmfest.specs import check_label
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from virtualbox.library import IMachine, ISession
+    from virtualbox.library import IMachine, IMedium, ISession
 
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
 
-_POLL_S = 0.02
+_POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0
 _LOG_TAIL_LINES = 8
@@ -120,6 +120,14 @@ class Machines:
                 if com.accessible or not self._is_here(str(com.settings_file_path)):
                     continue
                 com.unregister(CleanupMode.unregister_only)
+
+    def unregister(self, machine: Machine) -> Sequence[IMedium]:
+        """Take the machine, which has no process, from VirtualBox's registry; the media that it had."""
+        from virtualbox.library import CleanupMode
+
+        with trouble.translated(f"machine {machine.name!r} cannot be unregistered"):
+            media: Sequence[IMedium] = machine.com.unregister(CleanupMode.full)
+            return media
 
     def _ours(self, com: IMachine) -> Machine | None:
         if not com.accessible or not self._is_here(str(com.settings_file_path)):
