@@ -24,7 +24,6 @@ from pytest_vmfest.drivers.virtualbox import trouble
 from pytest_vmfest.drivers.virtualbox.versions import api_for
 from pytest_vmfest.errors import DriverUnavailableError, WaitTimeoutError
 from pytest_vmfest.folders import make_private, writing_to
-from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 
 _CONFIGURATION = Path("/etc/vbox/vbox.cfg")
 _USUAL_PLACES = (Path("/usr/lib/virtualbox"), Path("/opt/VirtualBox"))
-_POLL_S = 0.02
+# Between two looks at an operation, so that interrupts are heeded.
+_SLICE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,13 @@ class Connection:
     def wait(self, progress: IProgress, deadline: Deadline, doing: str) -> None:
         """Wait for the end of an operation; raises what became of it, or `WaitTimeoutError`."""
         with trouble.translated(doing):
-            try:
-                wait_for(lambda: progress.completed, deadline, what=doing, interval_s=_POLL_S)
-            except WaitTimeoutError:
-                if progress.cancelable:
-                    progress.cancel()
-                raise
+            # Waited for over there: asking again and again would keep VirtualBox's service busy.
+            while not progress.completed:
+                if deadline.expired:
+                    if progress.cancelable:
+                        progress.cancel()
+                    raise WaitTimeoutError(f"{doing}: not within {deadline.timeout_s:g} s")
+                progress.wait_for_completion(int(min(deadline.remaining_s, _SLICE_S) * 1000) + 1)
             code = progress.result_code & 0xFFFFFFFF
             if code:
                 info = progress.error_info
