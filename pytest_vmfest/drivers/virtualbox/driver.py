@@ -110,8 +110,7 @@ class VirtualBoxDriver(Driver):
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
-        if not spec.permanent:
-            there.media.prepare(spec.image)  # may take long, and need not hold up others
+        there.media.prepare(spec.image, permanent=spec.permanent)  # takes long, and need not hold up others
         with there.connection.registry_lock():
             there.machines.forget_lost()
             if there.machines.registered(spec.name) is not None:
@@ -227,9 +226,7 @@ class VirtualBoxDriver(Driver):
         with suppress(MachineNotFoundError):
             machine = there.machines.find(name)
             there.machines.end(machine, Deadline(_POWER_DOWN_TIMEOUT_S))
-            with there.connection.registry_lock():
-                media = there.machines.unregister(machine)
-                there.media.release(media, Deadline(_DELETE_TIMEOUT_S))
+            there.media.unregister(machine.com, there.machines.folder(name))
         there.machines.forget_lost()
         folder = there.machines.folder(name)
         shutil.rmtree(folder, ignore_errors=True)

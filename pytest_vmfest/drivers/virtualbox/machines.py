@@ -19,10 +19,10 @@ from pytest_vmfest.specs import check_label
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from virtualbox.library import IMachine, IMedium, ISession
+    from virtualbox.library import IMachine, ISession
 
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
@@ -120,14 +120,6 @@ class Machines:
                 if com.accessible or not self._is_here(str(com.settings_file_path)):
                     continue
                 com.unregister(CleanupMode.unregister_only)
-
-    def unregister(self, machine: Machine) -> Sequence[IMedium]:
-        """Take the machine, which has no process, from VirtualBox's registry; the media that it had."""
-        from virtualbox.library import CleanupMode
-
-        with trouble.translated(f"machine {machine.name!r} cannot be unregistered"):
-            media: Sequence[IMedium] = machine.com.unregister(CleanupMode.full)
-            return media
 
     def _ours(self, com: IMachine) -> Machine | None:
         if not com.accessible or not self._is_here(str(com.settings_file_path)):
