@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shlex
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pytest_vmfest.specs import HardwareModel
 from tests.lane import parcel, wheels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pytest_vmfest import Node, Server
     from pytest_vmfest.specs import ImageModel
@@ -53,7 +54,14 @@ class About:
 class Host:
     """One booted host."""
 
-    def __init__(self, server: Server, image: ImageModel, number: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        image: ImageModel,
+        number: int,
+        tags: Mapping[str, str],
+        say: Callable[[str], None],
+    ) -> None:
         """Boot it; ``say`` is told each step. Raises `HostError`."""
         self.number = number
         self.machine_starts = 0
@@ -61,7 +69,7 @@ class Host:
         began = time.monotonic()
         try:
             self.node: Node = server.launch(
-                f"virtualbox-host-{number}", image=image, hardware=HARDWARE, tags={"lane": "virtualbox"}
+                f"virtualbox-host-{number}", image=image, hardware=HARDWARE, tags=tags
             )
         except VmfestError as error:
             raise HostError(f"host {number} did not boot: {error}") from error
@@ -132,10 +140,12 @@ class Host:
 
     def _send(self, server: Server, packages: object, python: str) -> None:
         began = time.monotonic()
-        sender = self.open(f"mkdir -p {parcel.ROOT} && tar -x -C {parcel.ROOT}", stdin=subprocess.PIPE)
+        sender = self.open(f"mkdir -p {parcel.ROOT} && tar -xz -C {parcel.ROOT}", stdin=subprocess.PIPE)
         assert sender.stdin is not None
         try:
-            parcel.write(sender.stdin, packages=packages, python=python, store=server.home)
+            # An emulated processor unpacks sooner than it deciphers.
+            with gzip.GzipFile(fileobj=sender.stdin, mode="wb", compresslevel=1) as packed:
+                parcel.write(packed, packages=packages, python=python, store=server.home)
             _, told = sender.communicate(timeout=PREPARE_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise HostError(f"host {self.number} takes no files: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -67,14 +68,16 @@ class Lane:
         self._artifacts = artifacts
         self._say = say
         self._host: Host | None = None
+        self._tags = {"lane": secrets.token_hex(8)}
 
     def __enter__(self) -> Lane:
         """Return the lane itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Destroy the host that is left."""
+        """Destroy the host that is left, also one that an interrupt caught between two steps."""
         self._drop_host()
+        self._server.sweep(self._tags)
 
     def run(self) -> None:
         """Run all there is; `GivenUpError`, `HostError` or `WheelsError` when it ends early."""
@@ -151,7 +154,7 @@ class Lane:
 
     def _boot(self) -> None:
         try:
-            self._host = Host(self._server, self._image, self.findings.hosts, self._say)
+            self._host = Host(self._server, self._image, self.findings.hosts, self._tags, self._say)
             self.findings.about = self._host.prepare(self._server)
         except HostError as error:
             self._drop_host()

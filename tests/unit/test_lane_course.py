@@ -1,6 +1,7 @@
 """The VirtualBox lane's course, with hosts that only pretend: what runs where, and how often."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,7 +38,7 @@ def play(monkeypatch):
             return "console"
 
     class FakeHost:
-        def __init__(self, server, image, number, say):
+        def __init__(self, server, image, number, tags, say):
             self.number, self.machine_starts, self.node = number, 0, FakeNode()
 
         def prepare(self, server):
@@ -76,10 +77,13 @@ def play(monkeypatch):
 @pytest.fixture
 def lane(play, tmp_path):
     """A lane over both suites."""
+    swept = []
+    server = SimpleNamespace(sweep=swept.append)
     with Lane(
-        None, None, [ONE, TWO], ends=time.monotonic() + 60, artifacts=tmp_path / "kept", say=lambda _: None
+        server, None, [ONE, TWO], ends=time.monotonic() + 60, artifacts=tmp_path / "kept", say=lambda _: None
     ) as lane:
         yield lane
+    assert [list(tags) for tags in swept] == [["lane"]]
 
 
 def verdicts(lane):
