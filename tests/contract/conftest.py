@@ -1,10 +1,10 @@
 """One suite, run on every driver."""
 
 import pytest
-from labs import FakeLab, QemuLab, opened
+from labs import QemuLab, kinds, opened
 
 
-@pytest.fixture(params=[FakeLab, QemuLab], ids=lambda kind: kind.driver_name)
+@pytest.fixture(params=kinds(), ids=lambda kind: kind.driver_name)
 def lab(request, tmp_path):
     """A lab for each driver."""
     with opened(request.param, tmp_path) as lab:

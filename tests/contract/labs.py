@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,7 +25,6 @@ from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
 
@@ -36,11 +36,14 @@ class Lab:
     """A driver with a store of its own and an image that boots in a fraction of a second."""
 
     driver_name: str
+    acpi = sector_guest.Q35
+    network = "local"
+    refused: tuple[str, ...] = ("permanent", "bridged")
 
     def __init__(self, home: Path) -> None:
         self.home = home
         disk = home / "sector.img"
-        disk.write_bytes(sector_guest.disk())
+        disk.write_bytes(sector_guest.disk(self.acpi))
         self.image = ImageModel("sector", disk, "raw")
         self.driver = self.another_driver()
 
@@ -50,7 +53,8 @@ class Lab:
 
     def spec(self, name: str = "m", **changes: object) -> MachineSpec:
         """A small machine on the lab's image."""
-        return MachineSpec(**{"name": name, "image": self.image, "hardware": SMALLEST, **changes})
+        usual = {"name": name, "image": self.image, "hardware": SMALLEST, "network": self.network}
+        return MachineSpec(**{**usual, **changes})
 
     def boot(self, name: str = "m", **changes: object) -> None:
         """Create and start a machine, and wait until its guest takes keys."""
@@ -112,7 +116,8 @@ class Lab:
 
     def start_elsewhere(self, name: str) -> None:
         """Create and start a machine from a process that ends thereafter."""
-        raise NotImplementedError
+        arguments = [name, self.driver_name, self.network, str(self.home), str(self.image.disk)]
+        subprocess.run([sys.executable, "-c", _ELSEWHERE, *arguments], check=True, timeout=TIMEOUT_S)
 
     def left_over(self) -> list[str]:
         """Processes and files of machines and networks."""
@@ -159,18 +164,17 @@ from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.specs import HardwareModel, ImageModel, MachineSpec
 from pytest_vmfest.waiting import Deadline
 
-name, home, disk = sys.argv[1:]
-driver = load_driver("qemu", DriverSettings(Path(home), accel="tcg"))
+name, driver, network, home, disk = sys.argv[1:]
+driver = load_driver(driver, DriverSettings(Path(home), accel="tcg"))
 image = ImageModel("sector", Path(disk), "raw")
-driver.create(MachineSpec(name, image, HardwareModel("smallest", 64, 1), tags={"run": "elsewhere"}))
+hardware = HardwareModel("smallest", 64, 1)
+driver.create(MachineSpec(name, image, hardware, network, tags={"run": "elsewhere"}))
 driver.start(name, Deadline(60))
 """
 
 
-class QemuLab(Lab):
-    """QEMU, emulating: so the suite is the same on every host."""
-
-    driver_name = "qemu"
+class RealLab(Lab):
+    """A driver that runs the guest for real: what is to be done inside is typed on the keyboard."""
 
     def keep_on_disk(self, name: str, text: str) -> None:
         before = self.driver.console(name)
@@ -187,9 +191,15 @@ class QemuLab(Lab):
     def kill(self, name: str) -> None:
         os.kill(self.pid(name), signal.SIGKILL)
 
-    def start_elsewhere(self, name: str) -> None:
-        arguments = [name, str(self.home), str(self.image.disk)]
-        subprocess.run([sys.executable, "-c", _ELSEWHERE, *arguments], check=True, timeout=TIMEOUT_S)
+    def pid(self, name: str) -> int:
+        """The process of a running machine."""
+        raise NotImplementedError
+
+
+class QemuLab(RealLab):
+    """QEMU, emulating: so the suite is the same on every host."""
+
+    driver_name = "qemu"
 
     def left_over(self) -> list[str]:
         files = [str(path) for place in ("machines", "networks") for path in (self.home / place).glob("*")]
@@ -209,6 +219,50 @@ class QemuLab(Lab):
         """QEMU's process, as other processes learn of it."""
         record = json.loads((self.home / "machines" / name / "machine.json").read_text())
         return record["process"]["pid"]
+
+
+class VirtualBoxLab(RealLab):
+    """The VirtualBox of whoever runs the tests; its own machines are left alone."""
+
+    driver_name = "virtualbox"
+    acpi = sector_guest.VIRTUALBOX
+    network = "nat"  # the guest asks for no address
+    refused = ()
+
+    def left_over(self) -> list[str]:
+        from pytest_vmfest.drivers.virtualbox.connection import connect
+
+        vbox = connect(self.driver.settings).vbox
+        here = str(self.home)
+        things = [str(machine.settings_file_path) for machine in vbox.machines]
+        things += [str(medium.location) for medium in vbox.hard_disks]
+        files = [str(path) for place in ("machines", "networks") for path in self._ours(place).glob("*")]
+        processes = [f"process {process.pid}" for process in _headless() if here in _open_files(process)]
+        return [thing for thing in things if here in thing] + files + processes
+
+    def pid(self, name: str) -> int:
+        (found,) = [process.pid for process in _headless() if name in process.cmdline()]
+        return found
+
+    def _ours(self, place: str) -> Path:
+        return self.home / "virtualbox" / place
+
+
+def _headless() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["name"]) if process.info["name"] == "VBoxHeadless"]
+
+
+def _open_files(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(file.path for file in process.open_files())
+    return ""
+
+
+def kinds() -> list[type[Lab]]:
+    """The labs of all drivers; VirtualBox's where there is a VirtualBox."""
+    from pytest_vmfest.drivers.virtualbox.diagnosis import why_not
+
+    return [FakeLab, QemuLab, *([] if why_not(DriverSettings(Path())) else [VirtualBoxLab])]
 
 
 @contextmanager

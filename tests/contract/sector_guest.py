@@ -3,8 +3,22 @@
 It writes ``ready`` and the text in the disk's second sector to the serial port, then each line that is typed.
 A line that begins with ``!`` is also written to the second sector, then it says ``written``; one that begins
 with ``~`` switches the machine off, as the ACPI power button does. The line that is being typed is in memory
-only, so it tells whether memory came back. (The ACPI ports are those of QEMU's q35 with its BIOS.)
+only, so it tells whether memory came back. The listing has the ACPI ports of QEMU's q35 with its BIOS.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Acpi:
+    """Where a machine's firmware puts the power management's registers, and what switches it off."""
+
+    ports: int
+    sleep: int
+
+
+Q35 = Acpi(ports=0x600, sleep=0x2000)
+VIRTUALBOX = Acpi(ports=0x4000, sleep=0x3400)
 
 # Machine code, and the source of it for the GNU assembler (.code16, loaded at 0x7c00).
 _LISTING = """
@@ -91,8 +105,19 @@ _STRINGS = b"ready \0written\n\0"
 DISK_BYTES = 1 << 20
 
 
-def disk() -> bytes:
+def disk(acpi: Acpi = Q35) -> bytes:
     """A raw disk that boots the guest."""
     code = bytes.fromhex("".join(line.partition("|")[0] for line in _LISTING.splitlines()))
+    for register in (0, 2, 4):
+        code = code.replace(_move_to_dx(Q35.ports + register), _move_to_dx(acpi.ports + register))
+    code = code.replace(_move_to_ax(Q35.sleep), _move_to_ax(acpi.sleep))
     sector = (code + _STRINGS).ljust(510, b"\0") + b"\x55\xaa"
     return sector.ljust(DISK_BYTES, b"\0")
+
+
+def _move_to_dx(value: int) -> bytes:
+    return b"\xba" + value.to_bytes(2, "little")
+
+
+def _move_to_ax(value: int) -> bytes:
+    return b"\xb8" + value.to_bytes(2, "little")

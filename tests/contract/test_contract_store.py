@@ -142,12 +142,13 @@ def test_a_sound_image(lab):
     lab.driver.check_image(lab.image)
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"), [({"permanent": True}, "permanent"), ({"network": "bridged"}, "brid")]
-)
-def test_what_the_driver_cannot_do(lab, changes, what):
+@pytest.mark.parametrize("what", ["permanent", "bridged"])
+def test_what_the_driver_cannot_do(lab, what):
     """What is not supported is refused before anything is made."""
-    with pytest.raises(NotSupportedError, match=what):
+    if what not in lab.refused:
+        pytest.skip(f"{lab.driver_name} can")
+    changes = {"permanent": {"permanent": True}, "bridged": {"network": "bridged"}}[what]
+    with pytest.raises(NotSupportedError, match=what[:4]):
         lab.driver.create(lab.spec(**changes))
     assert lab.left_over() == []
 
