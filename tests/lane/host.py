@@ -64,7 +64,8 @@ class Host:
     ) -> None:
         """Boot it; ``say`` is told each step. Raises `HostError`."""
         self.number = number
-        self.machine_starts = 0
+        self.machines: set[str] = set()
+        """Starts of VirtualBox machines seen in there, as their logs are called."""
         self._say = say
         began = time.monotonic()
         try:
@@ -121,7 +122,7 @@ class Host:
                 f"VBoxManage setextradata global VBoxInternal/TM/{key} {value}"
                 for key, value in _EXTRA_DATA.items()
             )
-            self._run(f"test -c /dev/vboxdrv && test -c /dev/vboxnetctl && set -e; {settings}")
+            self._run(f"set -e; ls /dev/vboxdrv /dev/vboxnetctl; {settings}")
         except VmfestError as error:
             raise HostError(f"host {self.number} is not in order: {error}") from error
         return about

@@ -19,8 +19,8 @@ BEAT_S = 2.0
 _TAIL_BYTES = 12_000
 
 
-def keep(root: Path, kept: Path) -> int:
-    """Link all new logs of machines below ``root`` into ``kept``; the number of machine starts known."""
+def keep(root: Path, kept: Path) -> list[str]:
+    """Link all new logs of machines below ``root`` into ``kept``; the names of all kept, one a start."""
     for folder, folders, files in os.walk(root):
         if Path(folder) == kept:
             folders.clear()
@@ -28,7 +28,7 @@ def keep(root: Path, kept: Path) -> int:
         for name in files:
             if name == "VBox.log":
                 _link(Path(folder, name), kept)
-    return len(list(kept.glob("*.log")))
+    return sorted(path.stem for path in kept.glob("*.log"))
 
 
 def _link(log: Path, kept: Path) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     root, kept = map(Path, sys.argv[1:])
     kept.mkdir(parents=True, exist_ok=True)
     while True:
-        beat = {"event": "beat", "machine_starts": keep(root, kept)}
+        beat = {"event": "beat", "machines": keep(root, kept)}
         try:
             print(json.dumps(beat), flush=True)
         except BrokenPipeError:

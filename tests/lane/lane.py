@@ -118,10 +118,9 @@ class Lane:
         host = self._ready_host()
         self._say(f"suite {suite.name!r} on host {host.number}")
         session = Session(host, self.book, suite.name, say=self._say, keep=self._keep)
-        starts_before = host.machine_starts
+        known = len(host.machines)
         seen = session.run([*suite.options, *targets], self._ends)
-        host.machine_starts = max(starts_before, seen.machine_starts)
-        self.findings.machine_starts += host.machine_starts - starts_before
+        self.findings.machine_starts += len(host.machines) - known
         self.findings.ssh_addresses += seen.ssh_addresses
         if seen.trouble:
             self._in_trouble(host, seen, seen.trouble)

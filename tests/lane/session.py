@@ -48,7 +48,6 @@ class Seen:
     trouble: Trouble | None = None
     running: str | None = None
     status: int | None = None
-    machine_starts: int = 0
     ssh_addresses: list[str] = field(default_factory=list)
     uncollectable: list[str] = field(default_factory=list)
 
@@ -72,20 +71,25 @@ class Session:
         """Run until pytest ends, until it has to be given up, or until ``ends`` (monotonic seconds)."""
         tests = self._host.open(_command(arguments))
         pulse = self._host.open(_pulse_command())
+        readers: list[threading.Thread] = []
         try:
             for process, first_kind, second_kind in ((tests, "output", "event"), (pulse, "event", "ssh")):
                 for stream, kind in ((process.stdout, first_kind), (process.stderr, second_kind)):
-                    threading.Thread(target=self._read, args=(stream, kind), daemon=True).start()
+                    readers.append(threading.Thread(target=self._read, args=(stream, kind), daemon=True))
+                    readers[-1].start()
             self._attend(tests, ends)
         finally:
             for process in (tests, pulse):
                 process.kill()
                 process.wait()
+            for reader in readers:
+                reader.join(_FAREWELL_S)
         return self._seen
 
     def _read(self, stream: IO[bytes], kind: str) -> None:
-        for line in stream:
-            self._told.put((kind, line.decode(errors="replace").rstrip("\n")))
+        with stream:
+            for line in stream:
+                self._told.put((kind, line.decode(errors="replace").rstrip("\n")))
 
     def _attend(self, tests: subprocess.Popen[bytes], ends: float) -> None:
         watch = Watch(time.monotonic(), silence_s=SILENCE_S, step_s=STEP_S)
@@ -122,7 +126,9 @@ class Session:
             return
         match event["event"]:
             case "beat":
-                self._seen.machine_starts = max(self._seen.machine_starts, event["machine_starts"])
+                for name in sorted(set(event["machines"]) - self._host.machines):
+                    self._say(f"VirtualBox machine started: {name}")
+                self._host.machines |= set(event["machines"])
             case "collected":
                 self._book.collect(self._suite, event["ids"])
                 watch.stepped(time.monotonic())
@@ -135,6 +141,7 @@ class Session:
                 self._ended(event)
                 watch.stepped(time.monotonic())
             case "ssh":
+                self._say(f"SSH session in the guest, to {event['address']}")
                 self._seen.ssh_addresses.append(event["address"])
             case "finished":
                 self._seen.status = event["status"]

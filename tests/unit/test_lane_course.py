@@ -39,7 +39,7 @@ def play(monkeypatch):
 
     class FakeHost:
         def __init__(self, server, image, number, tags, say):
-            self.number, self.machine_starts, self.node = number, 0, FakeNode()
+            self.number, self.machines, self.node = number, set(), FakeNode()
 
         def prepare(self, server):
             if self.number <= play.boot_trouble:
@@ -67,7 +67,8 @@ def play(monkeypatch):
                 if isinstance(outcome, Trouble):
                     return Seen(trouble=outcome, running=id_)
                 self.book.add(id_, outcome if isinstance(outcome, Attempt) else Attempt(outcome, 1))
-            return Seen(status=0, machine_starts=len(ids), ssh_addresses=["192.168.56.101"])
+            self.host.machines |= set(ids)
+            return Seen(status=0, ssh_addresses=["192.168.56.101"])
 
     monkeypatch.setattr(lane_module, "Host", FakeHost)
     monkeypatch.setattr(lane_module, "Session", FakeSession)
@@ -99,7 +100,7 @@ def test_all_well(lane, play):
     lane.run()
     assert play.sessions == [(1, ["tests/one"]), (1, ["--option", "tests/two"])]
     assert set(verdicts(lane).values()) == {"passed"}
-    assert lane.findings.machine_starts == 3
+    assert lane.findings.machine_starts == 5
 
 
 def test_a_hung_host_is_replaced_and_the_run_goes_on(lane, play, tmp_path):
