@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.virtualbox import trouble
-from pytest_vmfest.drivers.virtualbox.hostonly import network_name
+from pytest_vmfest.drivers.virtualbox.hostonly import find_dhcp_server, network_name
 from pytest_vmfest.drivers.virtualbox.networks import is_host_only
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def look(connection: Connection, machine: IMachine, mode: NetworkMode) -> str | 
 
 
 def _lease(connection: Connection, interface: str, mac: str) -> str | None:
+    server = find_dhcp_server(connection, network_name(interface))
+    if server is None:
+        return None
     try:
-        server = connection.vbox.find_dhcp_server_by_network_name(network_name(interface))
         address, state, _, expires = server._i.findLeaseByMAC(mac, 0)
     except Exception as error:
         if trouble.ignoring(error, *_NOT_YET):

@@ -126,12 +126,15 @@ def _ensure_dhcp(connection: Connection, name: str, host: IPv4Interface) -> None
 
 
 def _dhcp_server(connection: Connection, network: str) -> IDHCPServer:
-    try:
-        return connection.vbox.find_dhcp_server_by_network_name(network)
-    except Exception as error:
-        if trouble.code_of(error) != trouble.OBJECT_NOT_FOUND:
-            raise
-        return connection.vbox.create_dhcp_server(network)
+    found = find_dhcp_server(connection, network)
+    return found if found is not None else connection.vbox.create_dhcp_server(network)
+
+
+def find_dhcp_server(connection: Connection, network: str) -> IDHCPServer | None:
+    """The DHCP server of a network, None without one."""
+    # VirtualBox's own search answers "invalid argument" when there is none.
+    servers = connection.vbox.dhcp_servers
+    return next((server for server in servers if str(server.network_name) == network), None)
 
 
 def _serves(server: IDHCPServer, host: IPv4Interface) -> bool:
