@@ -98,6 +98,9 @@ class Bases:
                 kept.add(key)
             else:
                 base.unlink(missing_ok=True)
+        for source in self.folder.glob("*.json"):
+            if self._current_key(source.stem) is None and not any(self.folder.glob(f"{source.stem}-*")):
+                source.unlink(missing_ok=True)
 
     def _source(self, place: str) -> Path:
         return self.folder / f"{place}.json"

@@ -104,6 +104,7 @@ class Connection:
 
         ``lock_folder`` is where the registry's lock is, if VirtualBox's own folder is on another host.
         """
+        self.is_local = lock_folder is None
         self._manager = manager
         self._thread = threading.local()
         self._vbox: IVirtualBox | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.checks import Check
-from pytest_vmfest.drivers.virtualbox import bridged, hostonly
+from pytest_vmfest.drivers.virtualbox import bridged, hostonly, trouble
 from pytest_vmfest.drivers.virtualbox.connection import connect, find_installation
 from pytest_vmfest.errors import DriverError, DriverUnavailableError
 
@@ -80,8 +80,8 @@ def check(settings: DriverSettings) -> list[Check]:
 def _check_module() -> Check:
     name = "VirtualBox kernel module"
     if not _DEVICE.exists():
-        remedy = "sudo modprobe vboxdrv (Debian has it in virtualbox-dkms; Secure Boot wants it signed)"
-        return Check(name, False, f"there is no {_DEVICE}: the module vboxdrv is not loaded", remedy)
+        detail = f"there is no {_DEVICE}: the module vboxdrv is not loaded"
+        return Check(name, False, detail, trouble.NO_MODULE)
     # VirtualBox's own programs are set-uid root and open it; so it need not be open to this user.
     return Check(name, True, "vboxdrv is loaded")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.drivers.base import MachineState
@@ -20,7 +21,6 @@ from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from virtualbox.library import IMachine, ISession
 
@@ -31,6 +31,8 @@ _POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0
 _LOG_TAIL_LINES = 8
+
+_DEVICE = Path("/dev/vboxdrv")
 
 # The programs that run a machine; names of processes are cut at 15 characters.
 _PROCESSES = ("VBoxHeadless", "VirtualBoxVM")
@@ -223,7 +225,7 @@ class Machines:
                 progress = machine.com.launch_vm_process(session, "gui" if gui else "headless", [])
             self._connection.wait(progress, deadline, doing)
         except DriverError as error:
-            raise self._with_log(error, machine) from error
+            raise self._explained(error, machine) from error
         finally:
             self._unlock(session)
         self._await(machine, lambda state: state is MachineState.RUNNING, deadline, "to run")
@@ -308,11 +310,14 @@ class Machines:
             interval_s=_POLL_S,
         )
 
-    def _with_log(self, error: DriverError, machine: Machine) -> DriverError:
+    def _explained(self, error: DriverError, machine: Machine) -> DriverError:
+        """The error of a failed start with what the machine's log and this host tell besides."""
         tail = self.log_tail(machine)
-        if not tail:
-            return error
         hint = error.hint or trouble.remedy_for(tail)
+        if not hint and self._connection.is_local and not _DEVICE.exists():
+            hint = trouble.NO_MODULE
+        if not tail:
+            return DriverError(error.message, hint=hint)
         said = "\n".join(f"  | {line}" for line in tail.splitlines())
         return DriverError(f"{error.message}\n  VBox.log ends with:\n{said}", hint=hint)
 

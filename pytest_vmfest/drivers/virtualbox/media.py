@@ -37,6 +37,7 @@ CONTROLLER = "disk"
 
 _WRITABLE_FORMATS = ("vdi", "vmdk")
 _DELETE_TIMEOUT_S = 60.0
+_MERGE_TIMEOUT_S = 600.0  # reads and writes all that a guest has written
 
 
 class Media:
@@ -132,13 +133,15 @@ class Media:
         """Remove a machine that is off from VirtualBox, with what its media in ``folder`` had for themselves.
 
         Bases, models' own disks and others' media are closed once no machine uses them; their files stay, and
-        models' are as they were before. Raises `DriverError`, `DestroyError` that tells what is left.
+        models' own disks keep what was written to them. Raises `DriverError`, `DestroyError` that tells what is left.
         """
         from virtualbox.library import CleanupMode
 
         doing = f"machine in {folder} cannot be removed"
         deadline = Deadline(_DELETE_TIMEOUT_S)
         with self._connection.registry_lock(), trouble.translated(doing):
+            if any(note.machine_id == str(machine.id_p) for note in self._notes.all()):
+                self._merge_snapshots(machine, doing)
             # VirtualBox returns differencing images before what they stand on.
             media = machine.unregister(CleanupMode.full)
             all_or_raise(
@@ -250,6 +253,22 @@ class Media:
                 raise
             # What VirtualBox says when another file with the same UUID is registered.
             return self._open(disk, new_uuid=True)
+
+    def _merge_snapshots(self, machine: IMachine, doing: str) -> None:
+        """Bring what a machine wrote since its snapshots into the model's own disk, which is to keep it."""
+        from virtualbox.library import LockType
+
+        deadline = Deadline(_MERGE_TIMEOUT_S)
+        session = self._connection.session()
+        machine.lock_machine(session, LockType.shared)
+        try:
+            while machine.snapshot_count:
+                last = machine.find_snapshot("")
+                while children := last.children:
+                    last = children[0]
+                self._connection.wait(session.machine.delete_snapshot(str(last.id_p)), deadline, doing)
+        finally:
+            session.unlock_machine()
 
     def _settle_permanent(self) -> None:
         """Put back the disks of machines that are gone."""

@@ -399,8 +399,11 @@ def _described(url: str) -> tuple[Any, Enumerations]:
             f"VirtualBox at {url} is reached with SOAP, and the library for it is not installed: {error}",
             hint="pip install 'pytest-vmfest[remote]'",
         ) from error
+    # At level DEBUG it tells some ten thousand things of every description.
+    talk = logging.getLogger("zeep")
+    talk.setLevel(talk.level or logging.INFO)
     transport = zeep.Transport(timeout=_LOAD_TIMEOUT_S, operation_timeout=_CALL_TIMEOUT_S)
-    # At level DEBUG it would write all that is sent, the password with it.
+    # At level DEBUG it tells all that is sent, the password with it.
     transport.logger = logging.Logger("pytest_vmfest.soap", logging.INFO)
     wsdl = b""
     try:

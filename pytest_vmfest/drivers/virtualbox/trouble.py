@@ -26,12 +26,16 @@ INVALID_ARGUMENT = 0x80070057
 # The other side of the line is gone: VBoxSVC, or the process of a machine.
 _DEAD = frozenset({0x80004004, 0x800706BA, 0x800706BE, 0x800706BF, 0x80010108})
 
+NO_MODULE = (
+    "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package virtualbox-dkms; with "
+    "Secure Boot it has to be signed)"
+)
+
 # What VirtualBox says, and what to do about it.
 _REMEDIES = (
     (
         r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|-1908|kernel driver (is )?not (loaded|installed)|vboxdrv",
-        "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package "
-        "virtualbox-dkms; with Secure Boot it has to be signed)",
+        NO_MODULE,
     ),
     (
         r"VERR_(SVM_IN_USE|VMX_IN_VMX_ROOT_MODE)|being used by another hypervisor",
