@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vmfest.devices import NatRule
 from pytest_vmfest.drivers.qemu.command import Wiring, command_line, mac_address
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic
 
@@ -100,6 +101,41 @@ def test_slot_0(mode, restricted):
     assert "hostfwd=tcp:127.0.0.1:0-:22" in network
     assert "hostname=web-0" in network
     assert ("restrict=on" in network) is restricted
+
+
+def test_the_hardware_maps_first_network_card():
+    """Make and MAC are those that the hardware model says; its ROM is there to boot from the network only."""
+    said = replace(SPEC.hardware, nic_type="e1000", mac="08:00:27:01:02:03", boot_order=("network", "disk"))
+    command = build(replace(SPEC, hardware=said))
+    assert "e1000,netdev=net0,mac=08:00:27:01:02:03,bootindex=1" in values(command, "-device")
+    assert "virtio-blk-pci,drive=disk,bootindex=2" in values(command, "-device")
+    assert f"virtio-net-pci,netdev=net0,mac={mac_address('web-0')},romfile=" in values(build(), "-device")
+
+
+def test_a_boot_order_is_the_firmwares():
+    """What is said of the boot order would mean nothing to a kernel that is started past the firmware."""
+    boot = DirectBoot(Path("/store/vmlinux"), None, "quiet")
+    spec = replace(SPEC, image=replace(IMAGE, direct_boot=boot))
+    ordered = replace(spec, hardware=replace(SPEC.hardware, boot_order=("network",)))
+    assert values(build(spec), "-kernel") == ["/store/vmlinux"]
+    assert values(build(ordered), "-kernel") == []
+    assert "virtio-blk-pci,drive=disk" in values(build(ordered), "-device")
+
+
+def test_nat_rules():
+    """Each rule is a redirect; QEMU chooses a port where none is given."""
+    rules = (NatRule("web", 80), NatRule("dns", 53, "udp", "0.0.0.0", 5353, "10.0.2.15"))
+    (network,) = values(build(replace(SPEC, hardware=replace(SPEC.hardware, nat_rules=rules))), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:0-:80" in network
+    assert "hostfwd=udp:0.0.0.0:5353-10.0.2.15:53" in network
+
+
+def test_the_screens_memory():
+    """It is QEMU's default unless the hardware model says it."""
+    assert values(build(replace(SPEC, hardware=replace(SPEC.hardware, vram_mib=32))), "-global") == [
+        "VGA.vgamem_mb=32"
+    ]
+    assert values(build(), "-global") == []
 
 
 def test_private_networks():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vmfest.devices import NatRule
 from pytest_vmfest.drivers.qemu.process import Process
 from pytest_vmfest.drivers.qemu.record import Record, Store, log_tail
 from pytest_vmfest.errors import DriverError, MachineExistsError, MachineNotFoundError, StoreError
@@ -20,8 +21,15 @@ SPEC = MachineSpec(
         firmware="efi",
         direct_boot=DirectBoot(Path("/store/k"), Path("/store/i"), "quiet"),
     ),
-    HardwareModel("odd", memory_mib=100, cpus=3),
-    network="internal",
+    HardwareModel(
+        "odd",
+        memory_mib=100,
+        cpus=3,
+        nic_type="e1000",
+        boot_order=("network", "disk"),
+        nat_rules=(NatRule("web", 80),),
+    ),
+    network="nat",
     nics=(PrivateNic("net", "52:54:00:00:00:01", "10.0.0.1", 16),),
     tags={"run": "ü", "node": "db-0"},
 )

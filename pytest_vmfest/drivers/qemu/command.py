@@ -17,6 +17,7 @@ from pytest_vmfest.drivers.qemu.accel import KVM_CPU
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_vmfest.devices import BootDevice
     from pytest_vmfest.specs import MachineSpec
 
 DISK_NODE = "disk"
@@ -30,6 +31,16 @@ NAT_ID = "net0"
 _TCG_CPU = "Nehalem"
 # Translated code: enough that a booted Linux is not translated twice, far from the default's GiB.
 _TRANSLATION_BUFFER_MIB = 128
+
+
+_CARDS = {
+    "e1000": "e1000",
+    "e1000-82545em": "e1000-82545em",
+    "pcnet": "pcnet",
+    "virtio": "virtio-net-pci",
+}
+# The ROM would only serve to boot from the network.
+_NO_ROM = ",romfile="
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,10 @@ def command_line(
         *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "gtk" if gui else "none"),
         *_processor(spec, accel, cpu),
         *_boot(spec, firmware),
-        *_disk(),
+        *_disk(_boot_index(spec, "disk")),
         *_nat(spec),
         *_private_networks(spec, wiring),
-        *("-vga", "std", "-device", "virtio-rng-pci", "-rtc", "base=utc"),
+        *(*_screen(spec), "-device", "virtio-rng-pci", "-rtc", "base=utc"),
         *("-chardev", f"file,id=console,path={record.CONSOLE},append=on", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=owner,fd={wiring.monitor}", "-mon", "chardev=owner,mode=control"),
         *("-chardev", f"socket,id=control,path={record.CONTROL},server=on,wait=off"),
@@ -105,6 +116,17 @@ def _processor(spec: MachineSpec, accel: str, cpu: str | None) -> list[str]:
     ]
 
 
+def _screen(spec: MachineSpec) -> list[str]:
+    vram_mib = spec.hardware.vram_mib
+    return ["-vga", "std", *(("-global", f"VGA.vgamem_mb={vram_mib}") if vram_mib else ())]
+
+
+def _boot_index(spec: MachineSpec, device: BootDevice) -> str:
+    """What makes the firmware try a device at its place in the boot order, if it is there."""
+    order = spec.hardware.boot_order or ("disk",)
+    return f",bootindex={order.index(device) + 1}" if device in order else ""
+
+
 def _boot(spec: MachineSpec, firmware: Path | None) -> list[str]:
     arguments = []
     if firmware is not None:
@@ -113,13 +135,13 @@ def _boot(spec: MachineSpec, firmware: Path | None) -> list[str]:
         arguments += ["-blockdev", json.dumps(code), "-blockdev", json.dumps(variables)]
         arguments += ["-machine", "pflash0=efi-code,pflash1=efi-variables"]
     boot = spec.image.direct_boot
-    if boot is not None:
+    if boot is not None and not spec.hardware.boot_order:
         arguments += ["-kernel", str(boot.kernel), "-append", boot.command_line]
         arguments += ["-initrd", str(boot.initrd)] if boot.initrd else []
     return arguments
 
 
-def _disk() -> list[str]:
+def _disk(boot_index: str) -> list[str]:
     # no-flush: the disk is thrown away, so nothing of it has to survive the host's power.
     cache = {"no-flush": True, "direct": False}
     node = {
@@ -129,19 +151,24 @@ def _disk() -> list[str]:
         "cache": cache,
         "file": {"driver": "file", "filename": record.DISK, "discard": "unmap", "cache": cache},
     }
-    return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE},bootindex=1"]
+    return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE}{boot_index}"]
 
 
 def _nat(spec: MachineSpec) -> list[str]:
     # Port 0: QEMU takes a free one, and tells which. IPv6 leads nowhere here, and guests would wait for it.
     options = [f"user,id={NAT_ID},ipv6=off,hostname={spec.name}", "hostfwd=tcp:127.0.0.1:0-:22"]
+    for rule in spec.hardware.nat_rules:
+        entrance = f"{rule.protocol}:{rule.host}:{rule.host_port or 0}"
+        options.append(f"hostfwd={entrance}-{rule.guest}:{rule.guest_port}")
     if spec.network == "internal":
         # Reached from this host by SSH, but with no way out.
         options.append("restrict=on")
-    return [
-        *("-netdev", ",".join(options)),
-        *("-device", _network_card(NAT_ID, mac_address(spec.name))),
-    ]
+    make = _CARDS[spec.hardware.nic_type or "virtio"]
+    card = _network_card(NAT_ID, spec.hardware.mac or mac_address(spec.name), make)
+    boot_index = _boot_index(spec, "network")
+    if boot_index:
+        card = card.removesuffix(_NO_ROM) + boot_index
+    return ["-netdev", ",".join(options), "-device", card]
 
 
 def _private_networks(spec: MachineSpec, wiring: Wiring) -> list[str]:
@@ -152,6 +179,5 @@ def _private_networks(spec: MachineSpec, wiring: Wiring) -> list[str]:
     return arguments
 
 
-def _network_card(network: str, mac: str) -> str:
-    # No romfile: it would only serve to boot from the network.
-    return f"virtio-net-pci,netdev={network},mac={mac},romfile="
+def _network_card(network: str, mac: str, make: str = _CARDS["virtio"]) -> str:
+    return f"{make},netdev={network},mac={mac}{_NO_ROM}"

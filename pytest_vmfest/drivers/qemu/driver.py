@@ -96,7 +96,7 @@ class QemuDriver(Driver):
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on an overlay. On failure nothing is left of it."""
         _check_supported(spec)
-        firmware = host.find_efi_firmware() if spec.image.firmware == "efi" else None
+        firmware = host.find_efi_firmware() if spec.firmware == "efi" else None
         disks = self._disks()
         folder = self._store.add(Record(spec))
         try:
@@ -352,7 +352,7 @@ class QemuDriver(Driver):
         self, machine: Record, deadline: Deadline, *, load: str | None = None, halted: bool = False
     ) -> Record:
         programs, accel = self._opened()
-        firmware = host.find_efi_firmware().code if machine.spec.image.firmware == "efi" else None
+        firmware = host.find_efi_firmware().code if machine.spec.firmware == "efi" else None
         launch = Launch(
             programs.system, accel.name, self.settings.cpu, firmware, load, halted, self.settings.gui
         )
@@ -400,6 +400,17 @@ def _check_supported(spec: MachineSpec) -> None:
             f"machine {spec.name!r}: the QEMU driver cannot bridge to the LAN, which needs root",
             hint="use the network mode local, nat or internal",
         )
+    hardware = spec.hardware
+    for field, said in {
+        "controllers": hardware.controllers,
+        "shared_folders": hardware.shared_folders,
+        "boot_order with 'dvd' or 'floppy'": {"dvd", "floppy"}.intersection(hardware.boot_order),
+    }.items():
+        if said:
+            raise NotSupportedError(
+                f"machine {spec.name!r}: hardware {hardware.name!r}: the QEMU driver has no {field}",
+                hint="the VirtualBox driver has",
+            )
 
 
 def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:

@@ -164,7 +164,7 @@ def _to_json(record: Record) -> dict[str, Any]:
             "initrd": str(boot.initrd) if boot.initrd else None,
             "command_line": boot.command_line,
         },
-        "hardware": asdict(spec.hardware),
+        "hardware": spec.hardware.as_json(),
         "network": spec.network,
         "nics": [asdict(nic) for nic in spec.nics],
         "tags": dict(spec.tags),
@@ -193,7 +193,7 @@ def _from_json(data: dict[str, Any]) -> Record:
     spec = MachineSpec(
         name=data["name"],
         image=image,
-        hardware=HardwareModel(**data["hardware"]),
+        hardware=HardwareModel.from_json(data["hardware"]),
         network=data["network"],
         nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
         tags=data["tags"],
