@@ -194,7 +194,7 @@ class Runner:
         try:
             return Monitor.connect(self._loop, line, name, deadline)
         except MonitorLostError as error:
-            said = record.log_tail(self._store.folder(name)) or "it printed nothing"
+            said = _complaint(record.log_tail(self._store.folder(name))) or "it printed nothing"
             raise DriverError(f"machine {name!r}: QEMU did not start: {said}", hint=_remedy(said)) from error
 
     def _how_ended(self, machine: Record) -> MachineState:
@@ -202,6 +202,15 @@ class Runner:
         folder = self._store.folder(machine.spec.name)
         killed = (folder / record.PID_FILE).exists() or _KILLED_BY_SIGNAL in record.log_tail(folder)
         return MachineState.ABORTED if killed else MachineState.POWERED_OFF
+
+
+def _complaint(printed: str) -> str:
+    r"""What QEMU ended with, without what newer versions warn of at every start.
+
+    >>> _complaint("qemu: -mon: warning: '-mon' is deprecated\nqemu: no such machine")
+    'qemu: no such machine'
+    """
+    return "\n".join(line for line in printed.splitlines() if "warning:" not in line) or printed
 
 
 def _remedy(said: str) -> str:
