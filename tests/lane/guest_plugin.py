@@ -53,9 +53,11 @@ class Reporter:
         self.tell("finished", status=int(exitstatus))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Tell what cannot be collected."""
+        """Tell what cannot be collected, and what does not want to."""
         if report.failed:
             self.tell("uncollectable", id=report.nodeid, text=report.longreprtext[-_TEXT_LIMIT:])
+        elif report.skipped:
+            self.tell("left_out", id=report.nodeid, text=_text(report))
 
     # --- a test ------------------------------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class Reporter:
         )
 
 
-def _text(report: pytest.TestReport) -> str:
+def _text(report: pytest.TestReport | pytest.CollectReport) -> str:
     if report.skipped:
         where = report.longrepr
         reason = where[2] if isinstance(where, tuple) else getattr(report, "wasxfail", "")

@@ -6,6 +6,7 @@ import gzip
 import shlex
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,10 +146,12 @@ class Host:
         assert sender.stdin is not None
         try:
             # An emulated processor unpacks sooner than it deciphers.
-            with gzip.GzipFile(fileobj=sender.stdin, mode="wb", compresslevel=1) as packed:
-                parcel.write(packed, packages=packages, python=python, store=server.home)
+            # A pipe that breaks has its reason on the other side, which tells it below.
+            with suppress(BrokenPipeError):
+                with gzip.GzipFile(fileobj=sender.stdin, mode="wb", compresslevel=1) as packed:
+                    parcel.write(packed, packages=packages, python=python, store=server.home)
             _, told = sender.communicate(timeout=PREPARE_S)
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired as error:
             raise HostError(f"host {self.number} takes no files: {error}") from error
         finally:
             sender.kill()

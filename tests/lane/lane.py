@@ -41,6 +41,8 @@ class Findings:
     ssh_addresses: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     """Hosts lost and other news, in order."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Modules that skipped themselves, and why."""
     broken_suites: dict[str, str] = field(default_factory=dict)
     """Suites that could not be collected or run as a whole, and why."""
 
@@ -122,6 +124,7 @@ class Lane:
         seen = session.run([*suite.options, *targets], self._ends)
         self.findings.machine_starts += len(host.machines) - known
         self.findings.ssh_addresses += seen.ssh_addresses
+        self.findings.left_out |= seen.left_out
         if seen.trouble:
             self._in_trouble(host, seen, seen.trouble)
         return seen

@@ -72,6 +72,7 @@ def lines(book: Book, findings: Findings, suites: Sequence[Suite], *, qemu: str,
     for suite in suites:
         count = book.count(suite.name)
         told.append(f"{suite.name}: " + (_counted(count) or "nothing was collected"))
+    told += [f"skipped as a whole: {id_} ({why})" for id_, why in findings.left_out.items()]
     for verdict in (Verdict.SKIPPED, Verdict.NOT_RUN, Verdict.NOT_PROVED, Verdict.FAILED):
         told += [_about_one(record) for record in book if record.verdict is verdict]
     repeated = [record for record in book if record.verdict is Verdict.PASSED and len(record.attempts) > 1]

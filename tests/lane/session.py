@@ -50,6 +50,8 @@ class Seen:
     status: int | None = None
     ssh_addresses: list[str] = field(default_factory=list)
     uncollectable: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Modules that skipped themselves, and why."""
 
 
 class Session:
@@ -134,6 +136,8 @@ class Session:
                 watch.stepped(time.monotonic())
             case "uncollectable":
                 self._seen.uncollectable.append(f"{event['id']}\n{event['text']}")
+            case "left_out":
+                self._seen.left_out[event["id"]] = event["text"]
             case "began":
                 self._seen.running = event["id"]
                 watch.stepped(time.monotonic())

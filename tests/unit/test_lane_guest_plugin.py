@@ -114,6 +114,12 @@ def test_marks_outlive_the_machine(run):
     assert [name.partition("-")[0] for name in bad["tails"]] == ["m"]
 
 
+def test_what_leaves_itself_out(run):
+    """A module that skips itself is told with its reason."""
+    events = run("import pytest; pytest.skip('not here', allow_module_level=True)")
+    assert {"event": "left_out", "id": "test_it.py", "text": "Skipped: not here"} in events
+
+
 def test_what_cannot_be_collected(run):
     """A module with a mistake is told with it."""
     events = run("import no_such_module")

@@ -47,6 +47,12 @@ def test_all_proved(book, findings):
     assert "!!!!" not in text
 
 
+def test_modules_that_skip_themselves_are_told(book, findings):
+    """With their reason."""
+    findings.left_out = {"tests/main/test_x.py": "Skipped: not here"}
+    assert "skipped as a whole: tests/main/test_x.py (Skipped: not here)" in told(book, findings)
+
+
 def test_one_failure_fails(book, findings):
     """A failure without a mark is told with its text."""
     book.collect("more", ["bad"])
