@@ -146,7 +146,9 @@ def test_machines_have_disks_of_their_own_on_one_base(lab, kind):
     assert content(base) == content(lab.image("raw").disk)
     lab.destroy("one")
     assert lab.media_known() == [str(base)]
+    assert lab.attached("three", image).parent.id_p == two.parent.id_p
     lab.destroy("two")
+    lab.destroy("three")
     assert lab.media_known() == []
     assert lab.bases() == [base]
     assert not any((lab.home / "virtualbox" / "machines").iterdir())
@@ -325,6 +327,39 @@ def test_the_models_own_disk(lab, kind):
     assert lab.media_known() == []
 
 
+@pytest.mark.parametrize("kind", ["vdi", "vmdk"])
+def test_the_models_own_disk_keeps_what_was_written_after_snapshots(lab, kind):
+    """Snapshots put differencing images above the disk; what is in the current ones is merged into it."""
+    image = lab.image(kind)
+    lab.attached("one", image, permanent=True)
+    expected = bytearray(lab.image("raw").disk.read_bytes())
+    root = ""
+    for number, snapshot in enumerate(["a", "b", "c"]):
+        write(lab.disk("one"), number * MIB, bytes([number + 1]) * 512)
+        if snapshot != "c":
+            expected[number * MIB : number * MIB + 512] = bytes([number + 1]) * 512
+        with lab.locked(lab.connection.vbox.find_machine("one")) as machine:
+            progress, made = machine.take_snapshot(snapshot, "", True)
+            lab.connection.wait(progress, Deadline(60), "take a snapshot")
+            root = made if snapshot == "b" else root
+    with lab.locked(lab.connection.vbox.find_machine("one")) as machine:
+        progress = machine.restore_snapshot(machine.find_snapshot(root))
+        lab.connection.wait(progress, Deadline(60), "go back")
+    write(lab.disk("one"), 3 * MIB, b"\7" * 512)
+    expected[3 * MIB : 3 * MIB + 512] = b"\7" * 512
+    lab.destroy("one")
+    assert content(image.disk) == expected
+    assert image.disk.stat().st_mode & 0o777 == 0o400
+    assert lab.media_known() == []
+
+
+def write(medium, at: int, data: bytes) -> None:
+    """Write to a disk, as a guest would."""
+    opened = medium._i.openForIO(True, "")
+    assert opened.write(at, data) == len(data)
+    opened.close()
+
+
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_a_format_that_cannot_be_written(lab, kind):
     """Only VirtualBox's own formats can be written to; the error says so, before and while attaching."""
@@ -447,6 +482,29 @@ def test_killed_while_attaching(lab, steps):
     # VirtualBox's service forgets only at its end what was attached and never saved.
     lab.stuck = lab.media_known()
     assert len(lab.stuck) == (1 if steps == 2 else 0)
+
+
+def test_killed_while_removing(lab):
+    """Differencing images without a machine go when another machine is removed, and the base with them."""
+    from virtualbox.library import CleanupMode
+
+    lab.attached("one")
+    lab.connection.vbox.find_machine("one").unregister(CleanupMode.full)
+    assert list((lab.folder("one") / "Snapshots").iterdir())
+    assert lab.media_known() == [str(path) for path in lab.bases()]
+    lab.attached("two")
+    lab.destroy("two")
+    assert lab.media_known() == []
+    assert not any((lab.folder("one") / "Snapshots").iterdir())
+
+
+def test_a_machine_whose_folder_is_gone(lab):
+    """It is unregistered all the same, and nothing of it stays known."""
+    lab.attached("one")
+    shutil.rmtree(lab.folder("one"))
+    lab.destroy("one")
+    assert lab.media_known() == []
+    assert list(lab.connection.vbox.machines) == []
 
 
 @pytest.mark.parametrize("steps", range(4))

@@ -24,7 +24,7 @@ from pytest_vmfest.progress import silent
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Set
 
     from virtualbox.library import IMachine, IMedium
 
@@ -132,8 +132,9 @@ class Media:
     def unregister(self, machine: IMachine, folder: Path) -> None:
         """Remove a machine that is off from VirtualBox, with what its media in ``folder`` had for themselves.
 
-        Bases, models' own disks and others' media are closed once no machine uses them; their files stay, and
-        models' own disks keep what was written to them. Raises `DriverError`, `DestroyError` that tells what is left.
+        Bases, models' own disks and others' media are closed once no machine uses them, and their files
+        stay; models' own disks keep what was written to them. Raises `DriverError`, and `DestroyError` that
+        tells what could not be removed.
         """
         from virtualbox.library import CleanupMode
 
@@ -179,9 +180,11 @@ class Media:
     def _use(self, path: Path, registered: IMedium | None) -> IMedium | None:
         """The medium at ``path``, if it can be attached."""
         if registered is not None:
-            if _is_well(registered):
-                return registered
-            if self._close_unused(registered, self._live()):
+            live = self._live()
+            if _is_used(registered, live):
+                return registered if _is_well(registered) else None
+            # Opened anew: a multi-attach medium whose machines are gone belongs to no settings, and is refused.
+            if self._close_unused(registered, live):
                 return None
         try:
             return self._open(path)
@@ -192,19 +195,22 @@ class Media:
             path.unlink(missing_ok=True)
             return None
 
-    def _close_unused(self, medium: IMedium, live: dict[str, str]) -> bool:
-        """Close a medium, and what stands on it, as far as no machine uses it; whether one does."""
-        used = False
-        for child in medium.children:
-            used |= self._close_unused(child, live)
-        if used or any(user in live for user in medium.machine_ids):
-            return True
-        path = Path(str(medium.location))
+    def _close_unused(self, medium: IMedium, live: Set[str]) -> bool:
+        """Close a medium, and what stands on it, as far as no machine uses it; whether it is still open.
+
+        One that cannot be closed now stays for the next `sweep`: VirtualBox may just be merging it, and it
+        does not forget a machine that is gone if that had the medium attached without ever saving it.
+        """
         try:
+            children = [self._close_unused(child, live) for child in medium.children]
+            if any(children):
+                return True
+            if any(str(user) in live for user in medium.machine_ids):
+                return True
+            path = Path(str(medium.location))
             medium.close()
         except Exception as error:
-            # VirtualBox does not forget a machine that is gone if it had the medium attached, never saved.
-            if not trouble.ignoring(error, trouble.OBJECT_IN_USE):
+            if trouble.code_of(error) is None or trouble.is_dead(error):
                 raise
             return True
         if self._is_of_a_machine(path):
@@ -241,9 +247,13 @@ class Media:
 
     def _users_of(self, disk: Path, but_for: str) -> list[str]:
         medium = self._registered().get(disk)
-        live = self._live()
-        ids = [] if medium is None else [str(user) for user in medium.machine_ids]
-        return [live[user] for user in ids if user in live and user != but_for]
+        ids = set() if medium is None else {str(user) for user in medium.machine_ids} - {but_for}
+        return [
+            # One whose settings cannot be read has no name.
+            str(machine.name) if machine.accessible else str(machine.settings_file_path)
+            for machine in self._connection.vbox.machines
+            if str(machine.id_p) in ids
+        ]
 
     def _open_permanent(self, disk: Path) -> IMedium:
         try:
@@ -293,9 +303,9 @@ class Media:
     def _registry(self) -> str:
         return str(self._connection.vbox.home_folder)
 
-    def _live(self) -> dict[str, str]:
-        """The names of all machines that there are, by their ids."""
-        return {str(machine.id_p): str(machine.name) for machine in self._connection.vbox.machines}
+    def _live(self) -> set[str]:
+        """The ids of all machines that there are."""
+        return {str(machine.id_p) for machine in self._connection.vbox.machines}
 
     def _registered(self) -> dict[Path, IMedium]:
         """The disks that VirtualBox knows and that stand on no other, by the paths of their files."""
@@ -336,13 +346,26 @@ def _is_multi_attach(medium: IMedium) -> bool:
     return bool(medium.type_p == MediumType.multi_attach)
 
 
+def _is_used(medium: IMedium, live: Set[str]) -> bool:
+    """Whether a machine that there is has the medium, or one that stands on it."""
+    try:
+        return any(str(user) in live for user in medium.machine_ids) or any(
+            _is_used(child, live) for child in medium.children
+        )
+    except Exception as error:
+        # It has just been closed or merged.
+        if trouble.code_of(error) is None or trouble.is_dead(error):
+            raise
+        return False
+
+
 def _is_well(medium: IMedium) -> bool:
-    """Whether a registered base has its file, and is as it was left or can be made so."""
+    """Whether a base that machines use has its file, and is not one that a killed process left attached."""
     from virtualbox.library import MediumState
 
     if medium.refresh_state() == MediumState.inaccessible:
         return False
-    return _is_multi_attach(medium) or not medium.machine_ids
+    return _is_multi_attach(medium)
 
 
 def _make_multi_attach(machine: IMachine, medium: IMedium) -> None:
