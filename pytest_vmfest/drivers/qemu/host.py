@@ -9,12 +9,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_vmfest.drivers import disk_images
 from pytest_vmfest.errors import DriverUnavailableError, NotSupportedError
 
 SYSTEM_PROGRAM = "qemu-system-x86_64"
 SYSTEM_PACKAGE = "qemu-system-x86"
-IMAGE_PROGRAM = "qemu-img"
-IMAGE_PACKAGE = "qemu-utils"
+IMAGE_PROGRAM = disk_images.IMAGE_PROGRAM
+IMAGE_PACKAGE = disk_images.IMAGE_PACKAGE
 FIRMWARE_PACKAGE = "ovmf"
 
 OLDEST_VERSION = (7, 2)

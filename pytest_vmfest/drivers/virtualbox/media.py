@@ -183,7 +183,7 @@ class Media:
             live = self._live()
             if _is_used(registered, live):
                 return registered if _is_well(registered) else None
-            # Opened anew: a multi-attach medium whose machines are gone belongs to no settings, and is refused.
+            # To be opened anew: what machines have had that are gone belongs to no settings, and is refused.
             if self._close_unused(registered, live):
                 return None
         try:
