@@ -15,8 +15,12 @@ class Suite:
     essential: bool = True
 
 
+_DRIVER = ("--vm-driver", "virtualbox")
+_SURFACE = "tests/virtualbox/test_public_surface.py"
+
 SUITES = (
-    Suite("virtualbox", ("tests/virtualbox",)),
+    Suite("surface", (_SURFACE,), _DRIVER),
     Suite("contract", ("tests/contract",), ("-k", "virtualbox")),
-    Suite("functional", ("tests/functional",), ("--vm-driver", "virtualbox")),
+    Suite("functional", ("tests/functional",), _DRIVER),
+    Suite("virtualbox", ("tests/virtualbox",), (*_DRIVER, f"--ignore={_SURFACE}")),
 )
