@@ -3,7 +3,8 @@
 VirtualBox does not choose ports itself. So each is held by a bound socket of ours, from its choice until the
 machine listens on it: with SO_REUSEADDR on both sides, and nobody else listening, Linux lets both have it,
 and gives it to nobody who asks for any free port. Afterwards it is checked that it is the machine's process
-that listens there.
+that listens there. (For UDP, VirtualBox asks for SO_REUSEADDR only after it has bound its socket: such a port
+cannot be held for it, and the check has to do.)
 
 Rules whose port is ours to choose are called ``vmfest-…``; at each start they get a new one.
 """
@@ -11,7 +12,7 @@ Rules whose port is ours to choose are called ``vmfest-…``; at each start they
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from virtualbox.library import IMachine
@@ -104,7 +105,7 @@ def set_up(machine: IMachine, slot: int, wanted: Sequence[NatRule], *, ssh: bool
     with ExitStack() as stack:
         for rule in new:
             # A rule has to have a port; this one need not stay free.
-            port = rule.host_port or _port_of(stack.enter_context(_hold(replace(rule, host_port=0))))
+            port = rule.host_port or stack.enter_context(_held_port(rule))
             set_rule(machine, slot, replace(rule, host_port=port))
 
 
@@ -131,10 +132,10 @@ class Ports:
                 if rule.name.startswith(_FORWARD):
                     machine.get_network_adapter(slot).nat_engine.remove_redirect(rule.name)
                 elif rule.is_ours:
-                    port = _port_of(self._held.enter_context(_hold(replace(rule, host_port=0))))
+                    port = self._held.enter_context(_held_port(replace(rule, host_port=0)))
                     set_rule(machine, slot, replace(rule, host_port=port))
                 else:
-                    self._held.enter_context(_hold(rule))
+                    self._held.enter_context(_held_port(rule))
             machine.save_settings()
             self._held = self._held.pop_all()
 
@@ -172,8 +173,8 @@ def open_rule(machine: IMachine, slot: int, rule: Redirect, pid: int) -> Redirec
     Raises `DriverError` if VirtualBox does not open any.
     """
     for _ in range(_TRIES):
-        with _hold(replace(rule, host_port=0)) as held:
-            tried = replace(rule, host_port=_port_of(held))
+        with _held_port(replace(rule, host_port=0)) as port:
+            tried = replace(rule, host_port=port)
             set_rule(machine, slot, tried)
             if _opened(tried, pid):
                 machine.save_settings()
@@ -208,24 +209,25 @@ def forward(machine: IMachine, slot: int, guest_port: int, pid: int) -> Endpoint
         return open_rule(machine, slot, wanted, pid).endpoint
 
 
-def _hold(rule: Redirect) -> socket.socket:
-    """A socket that is bound to the rule's port, or to a free one, and listens not."""
-    held = socket.socket(socket.AF_INET, _kind(rule))
-    try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((rule.host, rule.host_port))
-    except OSError as error:
-        held.close()
-        raise DriverError(
-            f"NAT rule {rule.name!r}: {rule.endpoint} of this host cannot be had: {error.strerror}",
-            hint="leave host_port out, and a free port is taken",
-        ) from error
-    return held
+@contextmanager
+def _held_port(rule: Redirect) -> Iterator[int]:
+    """The rule's port, or a free one for 0, held by a socket that is bound to it and does not listen.
 
-
-def _port_of(held: socket.socket) -> int:
-    port: int = held.getsockname()[1]
-    return port
+    Raises `DriverError` if it is taken.
+    """
+    with socket.socket(socket.AF_INET, _kind(rule)) as held:
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind((rule.host, rule.host_port))
+        except OSError as error:
+            raise DriverError(
+                f"NAT rule {rule.name!r}: {rule.endpoint} of this host cannot be had: {error.strerror}",
+                hint="leave host_port out, and a free port is taken",
+            ) from error
+        port: int = held.getsockname()[1]
+        if rule.protocol == "udp":
+            held.close()
+        yield port
 
 
 def _kind(rule: Redirect) -> socket.SocketKind:
