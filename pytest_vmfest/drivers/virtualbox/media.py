@@ -222,7 +222,7 @@ class Media:
         path = Path(str(medium.location))
         doing = f"disk {path} cannot be removed"
         with trouble.translated(doing):
-            if trouble.is_null(medium.parent) and not path.is_relative_to(folder):
+            if trouble.is_null(medium.parent) and not path.resolve().is_relative_to(folder.resolve()):
                 self._close_unused(medium, self._live())
                 return
             try:
