@@ -154,9 +154,10 @@ def _medium(connection: Connection, device: Device, new_file: Path, where: str) 
         return None
     if not device.path.is_file():
         raise ConfigurationError(f"{where}: there is no file {device.path}")
-    if isinstance(device, ExistingDisk):
-        return vbox.open_medium(str(device.path), DeviceType.hard_disk, AccessMode.read_write, False)
-    return vbox.open_medium(str(device.path), DeviceType.dvd, AccessMode.read_only, False)
+    with trouble.translated(f"{where}: {device.path} cannot be opened"):
+        if isinstance(device, ExistingDisk):
+            return vbox.open_medium(str(device.path), DeviceType.hard_disk, AccessMode.read_write, False)
+        return vbox.open_medium(str(device.path), DeviceType.dvd, AccessMode.read_only, False)
 
 
 def _drop(connection: Connection, device: Device, medium: IMedium | None) -> None:
