@@ -51,8 +51,8 @@ class Settings:
 
     driver: str = _option(
         "auto",
-        "hypervisor driver: auto, qemu, or fake (in memory)",
-        choices=lambda: ("auto", "qemu", "fake"),
+        "hypervisor driver: auto (VirtualBox where it works, else QEMU), virtualbox, qemu, fake (in memory)",
+        choices=lambda: ("auto", "virtualbox", "qemu", "fake"),
         metavar="NAME",
     )
     image: tuple[str, ...] = _option(

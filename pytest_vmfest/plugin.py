@@ -119,7 +119,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
         return None
     try:
         server = run_of(config).server()
-        return f"vmfest: {server.driver.describe()}, store {server.home}"
+        return f"vmfest: {server.describe()}, store {server.home}"
     except VmfestError as error:
         return f"vmfest: {error.message}"
 

@@ -99,28 +99,11 @@ class Run:
 
     def server(self, driver: str | None = None) -> Server:
         """The server for a driver's name, or for the configured one; made when it is first asked for."""
-        from pytest_vmfest.config import web_service_password
-        from pytest_vmfest.drivers import driver_class
         from pytest_vmfest.server import Server
 
         name = driver or self.settings.driver
-        # A test may ask for a local driver by name though the others go elsewhere.
-        elsewhere = name in (self.settings.driver, "auto") or driver_class(name).takes_url
         if name not in self._servers:
-            self._servers[name] = Server(
-                name,
-                url=self.settings.url if elsewhere else None,
-                user=self.settings.user,
-                password=web_service_password(),
-                accel=self.settings.accel,
-                qemu=self.settings.qemu,
-                cpu=self.settings.cpu,
-                local_interface=self.settings.local_interface,
-                bridged_interface=self.settings.bridged_interface,
-                gui=self.settings.gui,
-                boot_timeout_s=self.settings.boot_timeout,
-                progress=self.progress,
-            )
+            self._servers[name] = Server.configured(self.settings, driver=driver, progress=self.progress)
         return self._servers[name]
 
     def close(self) -> None:

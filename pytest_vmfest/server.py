@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.config import store_home
-from pytest_vmfest.drivers import load_driver
+from pytest_vmfest.drivers import driver_class, load_driver
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import ConfigurationError, all_or_raise, clean_up_after
 from pytest_vmfest.group import NodeGroup
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from types import TracebackType
 
+    from pytest_vmfest.config import Settings
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
@@ -45,8 +47,8 @@ class Server:
     ...     machine.destroy()
     ['backup-machine']
 
-    ``driver`` is auto, qemu or fake; ``url``, ``user`` and ``password`` are for VirtualBox behind its web
-    service, which must see ``home`` under the same path; ``home`` is the store's folder (default:
+    ``driver`` is auto, virtualbox, qemu or fake; ``url``, ``user`` and ``password`` are for VirtualBox behind
+    its web service, which must see ``home`` under the same path; ``home`` is the store's folder (default:
     VMFEST_HOME, else the user's cache folder); ``accel`` auto, kvm or tcg; ``qemu`` the folder of QEMU's
     programs (default: PATH); ``cpu`` the CPU model of QEMU's machines (default: the driver's choice);
     ``local_interface`` and ``bridged_interface`` VirtualBox's networks (see `DriverSettings`); ``gui`` shows
@@ -76,20 +78,47 @@ class Server:
         self.boot_timeout_s = boot_timeout_s
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
-        self._driver = load_driver(
-            driver,
-            DriverSettings(
-                self.home, accel, programs, cpu, local_interface, bridged_interface, gui, url, user, password
-            ),
+        self._settings = DriverSettings(
+            self.home,
+            accel=accel,
+            qemu=programs,
+            cpu=cpu,
+            local_interface=local_interface,
+            bridged_interface=bridged_interface,
+            gui=gui,
+            url=url,
+            user=user,
+            password=password,
         )
-        if url is not None and not self._driver.takes_url:
+        self._name = driver
+        if driver != "auto" and not driver_class(driver).takes_url and url is not None:
             raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
         self._opened = False
         self._networks: set[str] = set()
 
+    @classmethod
+    def configured(
+        cls,
+        settings: Settings,
+        *,
+        driver: str | None = None,
+        home: Path | None = None,
+        progress: Progress = silent,
+    ) -> Server:
+        """The server that the user configured; ``driver`` is another one, if a test asks for it.
+
+        Raises `ConfigurationError`.
+        """
+        said = DriverSettings.of(settings, home or store_home())
+        how = {field.name: getattr(said, field.name) for field in fields(said)}
+        # A test may ask for a local driver by name though the others go to another host.
+        if driver not in (None, "auto", settings.driver) and not driver_class(driver).takes_url:
+            how["url"] = None
+        return cls(driver or settings.driver, boot_timeout_s=settings.boot_timeout, progress=progress, **how)
+
     def __repr__(self) -> str:
         """``<Server qemu in ~/.cache/vmfest>``."""
-        return f"<Server {self._driver.name} in {self.home}>"
+        return f"<Server {self._name} in {self.home}>"
 
     def __enter__(self) -> Server:
         """Return the server itself."""
@@ -106,6 +135,15 @@ class Server:
         if self._opened:
             self._driver.close()
             self._opened = False
+
+    @cached_property
+    def _driver(self) -> Driver:
+        return load_driver(self._name, self._settings)
+
+    def describe(self) -> str:
+        """The driver with its version, and why ``auto`` came to it, in one line; never waits long."""
+        because = self._driver.chosen_because
+        return self._driver.describe() + (f", chosen by auto: {because}" if because else "")
 
     @property
     def driver(self) -> Driver:

@@ -15,7 +15,6 @@ from pytest_vmfest.cli import show
 from pytest_vmfest.cli.install import install
 from pytest_vmfest.cli.setup import examples, json_option, with_setup
 from pytest_vmfest.cli.units import size
-from pytest_vmfest.config import web_service_password
 from pytest_vmfest.drivers import DRIVERS, driver_class
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import DriverUnavailableError, VmfestError
@@ -137,17 +136,7 @@ def check_ssh() -> list[Check]:
 
 
 def _examine_driver(name: str, setup: Setup) -> Finding:
-    settings = setup.settings
-    driver = driver_class(name)(
-        DriverSettings(
-            setup.home,
-            settings.accel,
-            settings.qemu,
-            url=settings.url,
-            user=settings.user,
-            password=web_service_password(),
-        )
-    )
+    driver = driver_class(name)(DriverSettings.of(setup.settings, setup.home))
     examined = _examined("driver", name, driver.check)
     try:
         driver.open()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pytest_vmfest.config import Settings, load_settings, store_home, web_service_password
+from pytest_vmfest.config import Settings, load_settings, store_home
 from pytest_vmfest.progress import silent
 
 if TYPE_CHECKING:
@@ -38,21 +38,7 @@ class Setup:
         """The server, not connected yet."""
         from pytest_vmfest.server import Server
 
-        return Server(
-            self.settings.driver,
-            url=self.settings.url,
-            user=self.settings.user,
-            password=web_service_password(),
-            home=self.home,
-            accel=self.settings.accel,
-            qemu=self.settings.qemu,
-            cpu=self.settings.cpu,
-            local_interface=self.settings.local_interface,
-            bridged_interface=self.settings.bridged_interface,
-            gui=self.settings.gui,
-            boot_timeout_s=self.settings.boot_timeout,
-            progress=progress,
-        )
+        return Server.configured(self.settings, home=self.home, progress=progress)
 
 
 _OPTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
@@ -62,7 +48,9 @@ _OPTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
         help="The store's folder.  [environment: VMFEST_HOME]",
     ),
     "driver": click.option(
-        "--driver", metavar="NAME", help="Hypervisor driver: auto, qemu.  [environment: VMFEST_DRIVER]"
+        "--driver",
+        metavar="NAME",
+        help="Hypervisor driver: auto, virtualbox, qemu.  [environment: VMFEST_DRIVER]",
     ),
     "accel": click.option(
         "--accel",

@@ -8,10 +8,11 @@ machine's state are idempotent: what is already so stays so. Errors: `DriverErro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from pytest_vmfest.config import web_service_password
 from pytest_vmfest.errors import MachineNotFoundError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_vmfest.checks import Check
+    from pytest_vmfest.config import Settings
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import Endpoint, ImageModel, Login, MachineSpec
@@ -66,6 +68,13 @@ class DriverSettings:
     """Who logs on to the web service."""
     password: str = field(default="", repr=False)
     """The password for the web service."""
+
+    @classmethod
+    def of(cls, settings: Settings, home: Path) -> DriverSettings:
+        """What the user configured, as far as drivers are concerned; the password from the environment."""
+        names = {field.name for field in fields(cls)} & {field.name for field in fields(settings)}
+        said = {name: getattr(settings, name) for name in names}
+        return cls(home, password=web_service_password(), **said)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_marker_beats_command_line(pytester, run_fake):
         (["--vm-boot-timeout", "soon"], "*--vm-boot-timeout: 'soon' is not valid*"),
         (["-o", "vm_accel=warp"], "*ini key vm_accel: 'warp' is not valid*"),
         (["-o", "vm_durations=perhaps"], "*ini key vm_durations: 'perhaps' is not valid*"),
-        (["--vm-driver", "virtualbox"], "*--vm-driver: 'virtualbox' is not valid*"),
+        (["--vm-driver", "hyperv"], "*--vm-driver: 'hyperv' is not valid*"),
     ],
 )
 def test_wrong_values_end_the_run_before_it_begins(pytester, run_fake, arguments, message):
@@ -66,7 +66,7 @@ def test_an_unknown_driver_of_a_marker_is_a_setup_error_that_lists_the_known_one
     pytester.makepyfile("import pytest\n@pytest.mark.vm(driver='hyperv')\ndef test_it(vm_instance): pass")
     result = run_fake()
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*unknown driver 'hyperv'*", "*known: auto, qemu, fake*"])
+    result.stdout.fnmatch_lines(["*unknown driver 'hyperv'*", "*known: auto, virtualbox, qemu, fake*"])
 
 
 def test_durations_are_shown(pytester, run_fake):

@@ -78,7 +78,7 @@ def test_wrong_arguments(server, arguments, message):
 
 def test_unknown_drivers_and_urls():
     """An unknown driver lists the known; a url is refused where no driver takes one."""
-    with pytest.raises(ConfigurationError, match="known: auto, qemu, fake"):
+    with pytest.raises(ConfigurationError, match="known: auto, virtualbox, qemu, fake"):
         Server("hyperv")
     with pytest.raises(ConfigurationError, match="takes no url"):
         Server("qemu", url="http://localhost:18083")

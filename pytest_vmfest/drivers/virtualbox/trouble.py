@@ -27,8 +27,8 @@ INVALID_ARGUMENT = 0x80070057
 _DEAD = frozenset({0x80004004, 0x800706BA, 0x800706BE, 0x800706BF, 0x80010108})
 
 NO_MODULE = (
-    "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package virtualbox-dkms; with "
-    "Secure Boot it has to be signed)"
+    "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package virtualbox-dkms; "
+    "with Secure Boot it has to be signed)"
 )
 
 # What VirtualBox says, and what to do about it.
