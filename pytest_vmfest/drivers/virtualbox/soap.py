@@ -190,7 +190,9 @@ class SoapManager:
             return SoapError(
                 _FORGOTTEN, f"{self.url}: it has forgotten the object, as it does after a time without calls"
             )
-        text = re.sub(r"^VirtualBox error: (apirc=\w+ )?| \(0x[0-9a-f]{8}\)$", "", str(fault.message))
+        text = re.sub(
+            r"^VirtualBox error: (apirc=\w+ )?| \(0x[0-9a-f]{8}\)$", "", fault.message or "no reason is given"
+        )
         if info:
             with contextlib.suppress(SoapError):
                 text = "\n".join(self._texts(info)) or text
