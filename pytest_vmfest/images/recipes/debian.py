@@ -199,7 +199,8 @@ class Debian:
         tree.write("etc/ssh/ssh_host_ed25519_key.pub", identity.host_public_key.rstrip() + "\n")
         tree.folder("root/.ssh", 0o700)
         tree.write("root/.ssh/authorized_keys", identity.authorized_key.rstrip() + "\n", 0o600)
-        tree.link("etc/systemd/system/multi-user.target.wants/screen.service", "../screen.service")
+        for unit in ("screen.service", "way-out.service"):
+            tree.link(f"etc/systemd/system/multi-user.target.wants/{unit}", f"../{unit}")
         for unit in (*_MASKED, *self.masked):
             tree.link(f"etc/systemd/system/{unit}", "/dev/null")
         for unit in _AFTER_SSH:
