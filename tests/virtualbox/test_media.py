@@ -114,7 +114,8 @@ def lab(connection, tmp_path):
     lab = Lab(connection, tmp_path / "home")
     yield lab
     for machine in connection.vbox.machines:
-        lab.destroy(str(machine.name))
+        if str(machine.settings_file_path).startswith(str(tmp_path)):
+            lab.destroy(str(machine.name))
     assert lab.media_known() == lab.stuck
 
 

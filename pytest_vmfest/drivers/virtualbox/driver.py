@@ -215,11 +215,8 @@ class VirtualBoxDriver(Driver):
     def destroy(self, name: str) -> None:
         """End the machine's process, unregister it and remove its files; one that is not there is fine."""
         there = self._opened()
-        try:
-            folder = there.machines.folder(name)
-        except MachineNotFoundError:
-            return
-        if folder.exists():
+        with suppress(MachineNotFoundError):
+            there.machines.folder(name)  # a name that a machine can have
             self._remove(there, name)
 
     def _remove(self, there: _Opened, name: str) -> None:
