@@ -97,7 +97,8 @@ class Lane:
     def _first_round(self, suite: Suite) -> None:
         targets: Sequence[str] = suite.paths
         while self._progress(suite, targets):
-            targets = self.book.untried(suite.name)
+            if self.book.of(suite.name):
+                targets = self.book.untried(suite.name)
             if not targets:
                 return
 

@@ -58,6 +58,8 @@ def play(monkeypatch):
 
         def run(self, arguments, ends):
             play.sessions.append((self.host.number, arguments))
+            if play.script.get("before"):
+                return Seen(trouble=play.script["before"].pop(0))
             targets = [word for word in arguments if not word.startswith("--")]
             ids = [id_ for target in targets for id_ in TESTS.get(target, [target])]
             self.book.collect(self.suite, ids)
@@ -114,6 +116,14 @@ def test_a_hung_host_is_replaced_and_the_run_goes_on(lane, play, tmp_path):
     assert set(verdicts(lane).values()) == {"passed"}
     assert lane.findings.events == ["host 1: the host hung, during b"]
     assert "console" in (tmp_path / "kept" / "b-host1.txt").read_text()
+
+
+def test_a_host_that_hangs_before_anything_is_collected(lane, play):
+    """The suite begins anew."""
+    play.script["before"] = [Trouble.GONE]
+    lane.run()
+    assert play.sessions[:2] == [(1, ["tests/one"]), (2, ["tests/one"])]
+    assert set(verdicts(lane).values()) == {"passed"}
 
 
 def test_what_the_emulator_breaks_twice_is_given_up(lane, play):
