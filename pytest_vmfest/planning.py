@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from pytest_vmfest.errors import ConfigurationError
 from pytest_vmfest.guest import Introduction
 from pytest_vmfest.request import VmRequest, node_names
-from pytest_vmfest.specs import ImageModel, MachineSpec, PrivateNic, check_label, hardware_model
+from pytest_vmfest.specs import (
+    HardwareModel,
+    ImageModel,
+    MachineSpec,
+    PrivateNic,
+    check_label,
+    hardware_model,
+)
 from pytest_vmfest.startup import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +41,11 @@ def plan_group(request: VmRequest, model: ImageModel, network: str, tags: Mappin
     if request.nodes is None:
         raise ConfigurationError("a group of how many nodes?", hint="say nodes=2, or by role: {'db': 1}")
     names = node_names(request.nodes)
+    if isinstance(request.hardware, HardwareModel) and request.hardware.mac and len(names) > 1:
+        raise ConfigurationError(
+            f"hardware {request.hardware.name!r} has a mac, which {len(names)} nodes cannot share",
+            hint="leave it out, and each gets its own",
+        )
     addresses = {name: f"{_PRIVATE_NET}{_FIRST_HOST + i}" for i, (_, name) in enumerate(names)}
     script = _script(request)
     plans = []
