@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.functional)
 
 
+@pytest.fixture(autouse=True)
+def _on_its_driver(request, vm_server):
+    """Tests of what only QEMU has are left out elsewhere."""
+    if request.node.get_closest_marker("qemu") and vm_server.driver.name != "qemu":
+        pytest.skip(f"not of {vm_server.driver.name}")
+
+
 @pytest.fixture
 def own_home(vm_server, tmp_path_factory, monkeypatch):
     """A store of the test's own that has `tiny`, taken from the user's; VMFEST_HOME points to it."""

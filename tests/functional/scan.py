@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 
 def processes(home: Path) -> list[psutil.Process]:
-    """Processes that work in a store's folder or name it: QEMU, network switches, and others of ours."""
+    """Processes that work in a store's folder or name it: hypervisors, network switches, others of ours."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
             ours = "qemu-system" in process.name() or "pytest_vmfest" in words
+            if process.name() == "VBoxHeadless":
+                ours, words = True, " ".join(file.path for file in process.open_files())
             if ours and (process.cwd().startswith(str(home)) or str(home) in words):
                 found.append(process)
     return found
@@ -25,7 +27,8 @@ def processes(home: Path) -> list[psutil.Process]:
 
 def leftovers(home: Path) -> list[str]:
     """Files and folders of machines and networks."""
-    return [str(path) for place in ("machines", "networks") for path in (home / place).glob("*")]
+    places = [base / place for base in (home, home / "virtualbox") for place in ("machines", "networks")]
+    return [str(path) for place in places for path in place.glob("*")]
 
 
 def ports(home: Path) -> set[int]:

@@ -93,10 +93,9 @@ def test_text_files(box):
 
 
 def test_a_forwarded_port_leads_into_the_guest(box):
-    """Forward opens a loopback port that reaches a server in the guest; asked twice, it is the same one."""
+    """Forward tells a way to a server in the guest; asked twice, it is the same one."""
     box.check_output("mkdir -p /tmp/www && echo hello > /tmp/www/index.html && httpd -p 8081 -h /tmp/www")
     host, port = box.forward(8081)
-    assert host == "127.0.0.1"
     assert box.forward(8081) == (host, port)
     with socket.create_connection((host, port), timeout=30) as connection:
         connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")

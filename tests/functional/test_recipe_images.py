@@ -41,6 +41,7 @@ def test_tiny_takes_no_passwords(box):
     } <= set(settings)
 
 
+@pytest.mark.qemu
 def test_tinys_disk_boots_by_itself(vm_server):
     """On hardware as VirtualBox has it, all from firmware to SSH works, and so does the power button."""
     model = vm_server.images.resolve("tiny")
