@@ -16,6 +16,7 @@ from tests.lane import parcel, wheels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pytest_vmfest import Node, Server
     from pytest_vmfest.specs import ImageModel
@@ -143,7 +144,7 @@ class Host:
         # "7.2.22_Debianr12345": the release is what the SDK is named by.
         return About(version.partition("_")[0].partition("r")[0], python, kernel, cpu)
 
-    def _send(self, server: Server, packages: object, python: str) -> None:
+    def _send(self, server: Server, packages: Path, python: str) -> None:
         began = time.monotonic()
         sender = self.open(f"mkdir -p {parcel.ROOT} && tar -xz -C {parcel.ROOT}", stdin=subprocess.PIPE)
         assert sender.stdin is not None

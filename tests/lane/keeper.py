@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.lane.marks import marks_in
 
 BEAT_S = 2.0
 _TAIL_BYTES = 12_000
+# Thousands of counters at a log's end: "00:00:54.329378 /PROF/CPU0/EM/ForcedActions  19998 times".
+_STATISTICS = re.compile(r"^[\d:.]+ /\S+ .*\n", re.MULTILINE)
 
 
 def keep(root: Path, kept: Path) -> list[str]:
@@ -57,7 +60,7 @@ def tails_since(kept: Path, moment: float) -> dict[str, str]:
     """The ends of the logs that changed since ``moment``, by file name; of a guru meditation its head."""
     tails = {}
     for path in changed_since(kept, moment):
-        text = path.read_text(errors="replace")
+        text = _STATISTICS.sub("", path.read_text(errors="replace"))
         start = text.find("Guru Meditation")
         tails[path.name] = text[max(0, start - 2000) :][:_TAIL_BYTES] if start >= 0 else text[-_TAIL_BYTES:]
     return tails

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TRIES = 2
 """How often a test may be tried that the emulator breaks."""
@@ -67,7 +71,7 @@ class Book:
         """Begin with an empty book."""
         self._records: dict[str, Record] = {}
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Record]:
         """The records, in the order of collection."""
         return iter(self._records.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from importlib import metadata
@@ -32,7 +33,7 @@ _PYVENV = "home = /usr/bin\ninclude-system-site-packages = false\n"
 _COMMAND = f"#!{PYTHON}\nimport sys\nfrom pytest_vmfest.cli import main\nsys.exit(main())\n"
 
 
-def write(stream: IO[bytes], *, packages: Path, python: str, store: Path) -> None:
+def write(stream: IO[bytes] | gzip.GzipFile, *, packages: Path, python: str, store: Path) -> None:
     """Write the tar that belongs into `ROOT`: ``packages`` for ``python`` (``3.14``), `tiny` of ``store``."""
     site = f"venv/lib/python{python}/site-packages"
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:

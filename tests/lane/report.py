@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from tests.lane.outcomes import Book, Verdict
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from tests.lane.lane import Findings
+    from tests.lane.outcomes import Record
     from tests.lane.suites import Suite
 
 PROVED, FAILED, NO_ENVIRONMENT, NOT_PROVED = 0, 1, 3, 4
@@ -90,11 +92,11 @@ def _local_sessions(findings: Findings) -> int:
     return sum(address.startswith(LOCAL_NETWORK) for address in findings.ssh_addresses)
 
 
-def _counted(count) -> str:
+def _counted(count: Counter[Verdict]) -> str:
     return ", ".join(f"{count[verdict]} {verdict}" for verdict in Verdict if count[verdict])
 
 
-def _about_one(record) -> str:
+def _about_one(record: Record) -> str:
     match record.verdict:
         case Verdict.NOT_RUN:
             return f"!!!! NOT RUN: {record.id}"

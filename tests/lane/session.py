@@ -164,7 +164,7 @@ class Session:
 def _command(arguments: Sequence[str]) -> str:
     """Shell text: pytest's events go to stderr, all that it says to stdout."""
     pytest = [
-        *(parcel.PYTHON, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "--tb=short"),
+        *(parcel.PYTHON, "-m", "pytest", "-vv", "--color=no", "-p", "no:cacheprovider", "--tb=short"),
         *("-p", "tests.lane.guest_plugin", f"--timeout={TEST_S}", "--timeout-method=signal", *arguments),
     ]
     variables = " ".join(f"{key}={value}" for key, value in _ENVIRONMENT.items())

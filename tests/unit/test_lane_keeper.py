@@ -71,11 +71,11 @@ def test_only_logs_of_the_test_count(tmp_path, machine_log, kept):
     (old,) = kept.glob("*.log")
     began = time.time() - 60
     os.utime(old, (began - 1, began - 1))
-    machine_log("new", "x" * 50_000 + "the end")
+    machine_log("new", "x" * 50_000 + "the end\n" + "00:00:54.329378 /PROF/CPU0/EM/Halts  9 times\n" * 999)
     keep(tmp_path / "root", kept)
     assert marks_since(kept, began) == set()
     assert marks_since(kept, began - 2) == {"guru meditation"}
     assert [path.name.partition("-")[0] for path in changed_since(kept, began)] == ["new"]
     (tail,) = tails_since(kept, began).values()
-    assert tail.endswith("the end")
+    assert tail.endswith("the end\n")
     assert len(tail) < 20_000
