@@ -11,6 +11,8 @@ _MARKS = {
     "guru meditation": re.compile(r"guru[ _]?meditation", re.IGNORECASE),
     "triple fault": re.compile(r"VINF_EM_TRIPLE_FAULT|Triple fault", re.IGNORECASE),
     "machine stuck": re.compile(r"MachineState[._]Stuck|\bstate Stuck\b|is stuck\b"),
+    # After a minute in which the machine's processor did not run.
+    "virtual clock lost": re.compile(r"TM: Giving up catch-up attempt"),
     "invalid state for SVM": re.compile(r"VERR_SVM_\w+"),
 }
 

@@ -39,6 +39,8 @@ def kept(tmp_path):
         ("EM: VINF_EM_TRIPLE_FAULT", {"triple fault"}),
         ("rc=VERR_SVM_ILLEGAL_EFER_MSR", {"invalid state for SVM"}),
         ("WaitTimeoutError: 'm' did not get an address within 60 s", set()),
+        ("00:01:53.3 TM: Giving up catch-up attempt at a 60 170 817 575 ns lag;", {"virtual clock lost"}),
+        ("EMR3Init: fIemExecutesAll=false fGuruOnTripleFault=true", set()),
         ("Changing the VM state from 'RUNNING' to 'POWERING_OFF'", set()),
     ],
 )
