@@ -18,7 +18,9 @@ def ssh_words(endpoint: Endpoint, login: Login) -> list[str]:
     words = ["ssh", "-F", "none", "-p", str(endpoint.port), "-o", "UserKnownHostsFile=/dev/null"]
     words += ["-o", "LogLevel=ERROR"]
     if login.host_key:
-        known = f"[{endpoint.host}]:{endpoint.port} {login.host_key}"
+        # The usual port is not part of a host's name there.
+        host = endpoint.host if endpoint.port == 22 else f"[{endpoint.host}]:{endpoint.port}"
+        known = f"{host} {login.host_key}"
         words += ["-o", "StrictHostKeyChecking=yes", "-o", f"KnownHostsCommand=/bin/echo {known}"]
     else:
         words += ["-o", "StrictHostKeyChecking=no"]
