@@ -284,8 +284,10 @@ class Node:
         self._link.drop()
         self.instance.revert(name)
         if self.instance.state is MachineState.RUNNING:
-            now = round(time.time())
-            self._as_root(f"date -u -s @{now} >/dev/null", Deadline(self._connect_timeout_s))
+            deadline = Deadline(self._connect_timeout_s)
+            with self._using(deadline):
+                pass  # connecting may take seconds, by which the guest's clock would be late
+            self._as_root(f"date -u -s @{round(time.time())} >/dev/null", deadline)
 
     def console(self) -> str:
         """All that the guest wrote to its first serial port."""

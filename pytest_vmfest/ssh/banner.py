@@ -31,9 +31,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.2
 _GROWTH = 1.5
 # A guest that took ten seconds to come so far is asked again after one more.
 _SHORTEST_HEDGE_S, _HEDGE_SHARE = 0.2, 0.1
-# So many that an attempt is given up only after half the time waited so far: an overloaded guest may take
-# seconds to greet. No more than an sshd answers before logins (MaxStartups).
-_MOST_ATTEMPTS = 10
+# So many that an attempt is given up only after 0.4 of the time waited so far: an overloaded guest may take
+# seconds to greet. No more than an sshd answers before logins (MaxStartups), and far fewer than make OpenSSH
+# 9.8 and newer shut the host out for a while: fifteen that left without a login (PerSourcePenalties).
+_MOST_ATTEMPTS = 6
 
 # What cannot be an SSH banner's beginning is given this long to become one: RFC 4253, section 4.2 allows
 # a server to send other lines first.

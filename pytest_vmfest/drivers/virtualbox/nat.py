@@ -120,22 +120,22 @@ class Ports:
     """
 
     def __init__(self, machine: IMachine, slot: int) -> None:
-        """Choose a port for each of our rules, and see that the user's own are free.
+        """See that the rules' ports are free; where one of ours is not any more, another is chosen.
 
-        ``machine`` is locked, and its settings are changed. Ways that `forward` opened are closed. Raises
-        `DriverError` that names the rule whose port is taken.
+        ``machine`` is locked, and its settings are changed. Raises `DriverError` that names the user's rule
+        whose port is taken.
         """
         self._slot = slot
         self._held = ExitStack()
         with trouble.translated(f"machine {machine.name!r}: its NAT rules cannot be set"), self._held:
             for rule in rules(machine, slot).values():
-                if rule.name.startswith(_FORWARD):
-                    machine.get_network_adapter(slot).nat_engine.remove_redirect(rule.name)
-                elif rule.is_ours:
+                try:
+                    self._held.enter_context(_held_port(rule))
+                except DriverError:
+                    if not rule.is_ours:
+                        raise
                     port = self._held.enter_context(_held_port(replace(rule, host_port=0)))
                     set_rule(machine, slot, replace(rule, host_port=port))
-                else:
-                    self._held.enter_context(_held_port(rule))
             machine.save_settings()
             self._held = self._held.pop_all()
 
