@@ -45,7 +45,7 @@ def test_settings_are_where_each_version_has_them(version):
     )
     machine, api, new = SimpleNamespace(_i=raw), api_for(version, "x"), version != "7_0"
     assert api.firmware(machine) == ("new firmware" if new else raw)
-    assert api.io_apic(machine) == ("new firmware" if new else "old firmware")
+    assert api.board(machine) == ("new firmware" if new else "old firmware")
     assert api.clock(machine) == ("platform" if new else raw)
     assert (api.audio(machine), api.graphics(machine)) == ("sound", "graphics")
 

@@ -75,7 +75,7 @@ def test_settings(connection, tmp_path):
         assert found.description == "ü"
         assert api.graphics(found).VRAMSize == 32
         assert api.firmware(found).firmwareType == constants.FirmwareType_EFI
-        assert api.io_apic(found).IOAPICEnabled
+        assert api.board(found).IOAPICEnabled
         assert api.clock(found).RTCUseUTC
         assert api.clock(found).chipsetType == constants.ChipsetType_PIIX3
         assert not api.audio(found).enabled

@@ -139,13 +139,13 @@ def test_a_machine_is_made_found_changed_and_removed(both):
         there.memory_size, there.cpu_count = 256, 2
         there.description = "ä <&> '\n\" text"
         there.set_extra_data("vmfest/machine", '{"tags": {"a": "ü"}}')
-        connection.api.io_apic(there).IOAPICEnabled = True
+        connection.api.board(there).IOAPICEnabled = True
         connection.api.clock(there).RTCUseUTC = True
         there.save_settings()
         session.unlock_machine()
         yield machine.memory_size, machine.cpu_count, machine.description
         yield list(raw.getExtraDataKeys()), machine.get_extra_data("vmfest/machine")
-        yield connection.api.io_apic(machine).IOAPICEnabled, connection.api.clock(machine).RTCUseUTC
+        yield connection.api.board(machine).IOAPICEnabled, connection.api.clock(machine).RTCUseUTC
         yield connection.api.graphics(machine).VRAMSize, connection.api.firmware(machine).firmwareType
         remove(connection, machine)
         with pytest.raises(Exception, match="soap") as caught:

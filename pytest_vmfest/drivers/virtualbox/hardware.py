@@ -30,6 +30,8 @@ DISK_CONTROLLER = "disk"
 # Enough for 1920x1080 in all colours; VBoxVGA is what guests without a driver of VirtualBox's own draw on.
 _VRAM_MIB = 16
 _BOOT_POSITIONS = 4
+# FirmwareBootMenuMode_Disabled; before 7.1, BIOSBootMenuMode_Disabled.
+_NO_BOOT_MENU = 0
 _CREATE_TIMEOUT_S = 60.0
 
 
@@ -60,7 +62,11 @@ def configure(connection: Connection, machine: IMachine, spec: MachineSpec) -> N
         graphics = api.graphics(machine)
         graphics.graphicsControllerType = constants.GraphicsControllerType_VBoxVGA
         graphics.VRAMSize = hardware.vram_mib or _VRAM_MIB
-        api.io_apic(machine).IOAPICEnabled = True
+        board = api.board(machine)
+        board.IOAPICEnabled = True
+        # The firmware would show its logo for seconds, and wait for somebody to choose what to boot.
+        board.logoFadeIn = board.logoFadeOut = False
+        board.bootMenuMode = _NO_BOOT_MENU
         api.clock(machine).RTCUseUTC = True
         api.audio(machine).enabled = False
         efi = spec.firmware == "efi"

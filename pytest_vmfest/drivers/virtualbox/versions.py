@@ -37,8 +37,8 @@ class Api70:
         """The raw object that has ``firmwareType``."""
         return machine._i
 
-    def io_apic(self, machine: IMachine) -> Any:
-        """The raw object that has ``IOAPICEnabled``."""
+    def board(self, machine: IMachine) -> Any:
+        """The raw object that has ``IOAPICEnabled``, the logo's and the boot menu's settings."""
         return machine._i.BIOSSettings
 
     def clock(self, machine: IMachine) -> Any:
@@ -71,8 +71,8 @@ class Api71(Api70):
         """The raw object that has ``firmwareType``."""
         return machine._i.firmwareSettings
 
-    def io_apic(self, machine: IMachine) -> Any:
-        """The raw object that has ``IOAPICEnabled``."""
+    def board(self, machine: IMachine) -> Any:
+        """The raw object that has ``IOAPICEnabled``, the logo's and the boot menu's settings."""
         return machine._i.firmwareSettings
 
     def clock(self, machine: IMachine) -> Any:
