@@ -64,18 +64,21 @@ def test_nat(connection, settings):
         assert nat.ssh_endpoint(found) == rules["vmfest-ssh"].endpoint
 
 
-def test_every_start_has_ports_of_its_own(connection, settings):
-    """Ports that are ours to choose are new, the user's stays, and opened ways are closed."""
+def test_a_start_keeps_its_ports_as_far_as_they_are_free(connection, settings):
+    """Ports of ours that somebody took meanwhile are replaced, and all are held; the user's has to be free."""
     said = replace(SPEC.hardware, nat_rules=(NatRule("web", 80),))
     with machine(connection, settings, replace(SPEC, hardware=said, network="nat")) as found:
-        nat.set_rule(found, 0, nat.Redirect("vmfest-forward-8", "tcp", "127.0.0.1", 1234, "", 8))
+        before = nat.rules(found, 0)
         nat.set_rule(found, 0, nat.Redirect("own", "tcp", "127.0.0.1", 45678, "", 9))
-        with nat.Ports(found, 0), pytest.raises(DriverError, match=r"'own': .*45678"):
-            with nat.socket.create_server(("127.0.0.1", 45678), reuse_port=False):
+        with nat.socket.create_server(("127.0.0.1", 45678), reuse_port=False):
+            with pytest.raises(DriverError, match=r"'own': .*45678"):
                 nat.Ports(found, 0)
-        with nat.Ports(found, 0):
+        taken = before["vmfest-web"].endpoint
+        with nat.socket.create_server((taken.host, taken.port)), nat.Ports(found, 0):
             held = nat.rules(found, 0)
             assert set(held) == {"vmfest-ssh", "vmfest-web", "own"}
+            assert held["vmfest-ssh"] == before["vmfest-ssh"]
+            assert held["vmfest-web"] != before["vmfest-web"]
             assert len({rule.host_port for rule in held.values()}) == 3
             for rule in held.values():
                 with pytest.raises(OSError, match="in use"), nat.socket.socket() as other:
