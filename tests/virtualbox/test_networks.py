@@ -65,7 +65,7 @@ def test_nat(connection, settings):
 
 
 def test_a_start_keeps_its_ports_as_far_as_they_are_free(connection, settings):
-    """Ports of ours that somebody took meanwhile are replaced, and all are held; the user's has to be free."""
+    """Ports of ours that somebody took are replaced, and all are held; the user's have to be free."""
     said = replace(SPEC.hardware, nat_rules=(NatRule("web", 80),))
     with machine(connection, settings, replace(SPEC, hardware=said, network="nat")) as found:
         before = nat.rules(found, 0)
