@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import io
 import os
 import re
@@ -208,6 +209,7 @@ def _local_manager(installation: Installation) -> Any:
         "VBOX_SDK_PATH": f"{folder}/sdk",
     }.items():
         os.environ.setdefault(name, value)
+    _check_sdk(installation)
     try:
         vboxapi = importlib.import_module("vboxapi")
     except ImportError as error:
@@ -231,6 +233,19 @@ def _local_manager(installation: Installation) -> Any:
     # Left to the interpreter's end, it would complain that nothing can be imported any more.
     atexit.register(manager.deinit)
     return manager
+
+
+def _check_sdk(installation: Installation) -> None:
+    """Refuse an SDK of another version: the numbers of its enumerations may differ from VirtualBox's."""
+    try:
+        version = importlib.metadata.version("vbox-sdk")
+    except importlib.metadata.PackageNotFoundError:
+        return  # it came with VirtualBox's own installer, or there is none
+    if installation.version and version.split(".")[:2] != installation.version.split(".")[:2]:
+        raise DriverUnavailableError(
+            f"VirtualBox is {installation.version}, but its Python side (vbox-sdk) is {version}",
+            hint=f"install the one that fits: {installation.sdk_command}",
+        )
 
 
 def _unusable(installation: Installation, error: Exception, said: str) -> DriverUnavailableError:
