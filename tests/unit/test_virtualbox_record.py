@@ -14,7 +14,7 @@ class Machine:
 
     def __init__(self):
         self.data = {}
-        self.last_state_change = 1
+        self.last_state_change = 1500
 
     def set_extra_data(self, key, value):
         """Keep a value."""
@@ -67,5 +67,7 @@ def test_an_aborted_machine_counts_as_powered_down_until_it_changes():
     assert not record.is_powered_down(machine)
     record.mark_powered_down(machine)
     assert record.is_powered_down(machine)
-    machine.last_state_change = 2
+    machine.last_state_change = 1000  # as a new service knows it
+    assert record.is_powered_down(machine)
+    machine.last_state_change = 2000
     assert not record.is_powered_down(machine)

@@ -75,9 +75,14 @@ def read(machine: IMachine) -> Record | None:
 
 def mark_powered_down(machine: IMachine) -> None:
     """Say that an aborted machine counts as powered off, until something happens to it again."""
-    machine.set_extra_data(_ENDED_KEY, str(machine.last_state_change))
+    machine.set_extra_data(_ENDED_KEY, _moment(machine))
 
 
 def is_powered_down(machine: IMachine) -> bool:
     """Whether an aborted machine counts as powered off."""
-    return str(machine.get_extra_data(_ENDED_KEY)) == str(machine.last_state_change)
+    return str(machine.get_extra_data(_ENDED_KEY)) == _moment(machine)
+
+
+def _moment(machine: IMachine) -> str:
+    # In seconds: VirtualBox counts milliseconds, but forgets them when its service ends.
+    return str(machine.last_state_change // 1000)
