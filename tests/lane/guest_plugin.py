@@ -1,7 +1,8 @@
 """In the guest: a pytest plugin that tells the lane what happens, one line of JSON per event.
 
 Loaded with ``-p tests.lane.guest_plugin``. The lines go to the descriptor in LANE_EVENTS_FD; LANE_ROOT is
-the folder below which machines live, LANE_KEPT where their logs are kept.
+the folder below which machines live, LANE_KEPT where their logs are kept, LANE_LOGINS the file in which
+`tests.lane.logins` notes SSH logins.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ _TEXT_LIMIT = 20_000
 class Reporter:
     """Tells each test's beginning and end, and each SSH session."""
 
-    def __init__(self, fd: int, root: Path, kept: Path) -> None:
+    def __init__(self, fd: int, root: Path, kept: Path, logins: Path) -> None:
         """Tell on ``fd``, which children don't inherit: they would keep the line open."""
         os.set_inheritable(fd, False)
         self._fd = fd
         self._root = root
         self._kept = kept
+        self._logins = logins
+        self._logins_told = len(self._addresses())
         self._lock = threading.Lock()
         self._reports: list[pytest.TestReport] = []
         self._began = 0.0
@@ -78,6 +81,7 @@ class Reporter:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Tell how the test ended."""
         keep(self._root, self._kept)
+        self._tell_logins()
         failed = [report for report in self._reports if report.failed]
         skipped = [report for report in self._reports if report.skipped]
         chosen = failed or skipped
@@ -93,6 +97,16 @@ class Reporter:
             tails=self._tails,
         )
 
+    def _tell_logins(self) -> None:
+        """Tell the SSH sessions of the test, and of what it ran."""
+        addresses = self._addresses()
+        for address in addresses[self._logins_told :]:
+            self.tell("ssh", address=address)
+        self._logins_told = len(addresses)
+
+    def _addresses(self) -> list[str]:
+        return self._logins.read_text().splitlines() if self._logins.exists() else []
+
 
 def _text(report: pytest.TestReport | pytest.CollectReport) -> str:
     if report.skipped:
@@ -102,26 +116,10 @@ def _text(report: pytest.TestReport | pytest.CollectReport) -> str:
     return "\n".join([report.longreprtext, *(f"--- {title}\n{body}" for title, body in report.sections)])
 
 
-def _tell_ssh_sessions(reporter: Reporter) -> None:
-    """Have each login that succeeds told, with the address that it went to."""
-    import paramiko
-
-    login = paramiko.Transport.auth_publickey
-
-    def told(self: paramiko.Transport, *arguments: object, **options: object) -> object:
-        answer = login(self, *arguments, **options)
-        if self.is_authenticated():
-            reporter.tell("ssh", address=self.getpeername()[0])
-        return answer
-
-    paramiko.Transport.auth_publickey = told
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to tell, in the lane's own pytest; one that a test runs stays silent."""
     fd = os.environ.pop("LANE_EVENTS_FD", None)
     if fd is None:
         return
-    reporter = Reporter(int(fd), Path(os.environ["LANE_ROOT"]), Path(os.environ["LANE_KEPT"]))
-    config.pluginmanager.register(reporter, "lane-reporter")
-    _tell_ssh_sessions(reporter)
+    root, kept, logins = (Path(os.environ[name]) for name in ("LANE_ROOT", "LANE_KEPT", "LANE_LOGINS"))
+    config.pluginmanager.register(Reporter(int(fd), root, kept, logins), "lane-reporter")

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 TRIES = 2
 """How often a test may be tried that the emulator breaks."""
@@ -29,7 +29,7 @@ class Attempt:
     """One try of a test: ``outcome`` passed, failed or skipped; ``marks`` that the emulator left on it."""
 
     outcome: str
-    host: int
+    place: str
     duration_s: float = 0.0
     text: str = ""
     marks: tuple[str, ...] = ()
@@ -70,6 +70,14 @@ class Book:
     def __init__(self) -> None:
         """Begin with an empty book."""
         self._records: dict[str, Record] = {}
+
+    @classmethod
+    def merged(cls, books: Iterable[Book]) -> Book:
+        """One book of several that have no test in common."""
+        whole = cls()
+        for book in books:
+            whole._records |= book._records
+        return whole
 
     def __iter__(self) -> Iterator[Record]:
         """The records, in the order of collection."""

@@ -18,8 +18,8 @@ from tests.lane.watch import Trouble, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.lane.host import Host
     from tests.lane.outcomes import Book
+    from tests.lane.place import Place
 
 TEST_S = 600
 """Seconds for one test, that pytest-timeout takes care of in the guest."""
@@ -29,12 +29,14 @@ SILENCE_S = 150.0
 """Seconds without any sign of life from the guest before it counts as hung."""
 _FAREWELL_S = 20.0
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HOME": "/root",
     "LANE_EVENTS_FD": "3",
     "LANE_KEPT": parcel.KEPT,
+    "LANE_LOGINS": f"{parcel.WORK}/logins",
     "LANE_ROOT": parcel.WORK,
     "PATH": f"{parcel.ROOT}/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PYTEST_PLUGINS": "tests.lane.logins",
     "PYTHONUNBUFFERED": "1",
     "TMPDIR": f"{parcel.WORK}/tmp",
     "VMFEST_HOME": f"{parcel.WORK}/home",
@@ -55,13 +57,13 @@ class Seen:
 
 
 class Session:
-    """Runs pytest with ``arguments`` on a host, and notes in the book what it tells."""
+    """Runs pytest in a place, and notes in the book what it tells."""
 
     def __init__(
-        self, host: Host, book: Book, suite: str, *, say: Callable[[str], None], keep: Callable[..., None]
+        self, place: Place, book: Book, suite: str, *, say: Callable[[str], None], keep: Callable[..., None]
     ) -> None:
         """``say`` gets every line that the guest writes, ``keep`` (test id, attempt, logs) each failure."""
-        self._host = host
+        self._place = place
         self._book = book
         self._suite = suite
         self._say = say
@@ -69,17 +71,17 @@ class Session:
         self._seen = Seen()
         self._told: queue.Queue[tuple[str, str]] = queue.Queue()
 
-    def run(self, arguments: Sequence[str], ends: float) -> Seen:
-        """Run until pytest ends, until it has to be given up, or until ``ends`` (monotonic seconds)."""
-        tests = self._host.open(_command(arguments))
-        pulse = self._host.open(_pulse_command())
+    def run(self, arguments: Sequence[str], is_over: Callable[[], bool]) -> Seen:
+        """Run pytest with ``arguments`` until it ends, has to be given up, or there is no time for it."""
+        tests = self._place.open(_command(arguments))
+        pulse = self._place.open(_pulse_command())
         readers: list[threading.Thread] = []
         try:
             for process, first_kind, second_kind in ((tests, "output", "event"), (pulse, "event", "ssh")):
                 for stream, kind in ((process.stdout, first_kind), (process.stderr, second_kind)):
                     readers.append(threading.Thread(target=self._read, args=(stream, kind), daemon=True))
                     readers[-1].start()
-            self._attend(tests, ends)
+            self._attend(tests, is_over)
         finally:
             for process in (tests, pulse):
                 process.kill()
@@ -93,7 +95,7 @@ class Session:
             for line in stream:
                 self._told.put((kind, line.decode(errors="replace").rstrip("\n")))
 
-    def _attend(self, tests: subprocess.Popen[bytes], ends: float) -> None:
+    def _attend(self, tests: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
         watch = Watch(time.monotonic(), silence_s=SILENCE_S, step_s=STEP_S)
         farewell: float | None = None
         while True:
@@ -111,9 +113,9 @@ class Session:
                 if tests.poll() is not None or now - farewell > _FAREWELL_S:
                     return
             elif tests.poll() is not None:
-                self._seen.trouble = Trouble.DIED if self._host.answers() else Trouble.GONE
+                self._seen.trouble = Trouble.DIED if self._place.answers() else Trouble.GONE
                 return
-            elif now > ends:
+            elif is_over():
                 self._seen.trouble = Trouble.BUDGET
                 return
             elif trouble := watch.trouble(now):
@@ -128,9 +130,9 @@ class Session:
             return
         match event["event"]:
             case "beat":
-                for name in sorted(set(event["machines"]) - self._host.machines):
+                for name in sorted(set(event["machines"]) - self._place.machines):
                     self._say(f"VirtualBox machine started: {name}")
-                self._host.machines |= set(event["machines"])
+                self._place.machines |= set(event["machines"])
             case "collected":
                 self._book.collect(self._suite, event["ids"])
                 watch.stepped(time.monotonic())
@@ -145,14 +147,14 @@ class Session:
                 self._ended(event)
                 watch.stepped(time.monotonic())
             case "ssh":
-                self._say(f"SSH session in the guest, to {event['address']}")
+                self._say(f"SSH session in there, to {event['address']}")
                 self._seen.ssh_addresses.append(event["address"])
             case "finished":
                 self._seen.status = event["status"]
 
     def _ended(self, event: dict[str, Any]) -> None:
         attempt = Attempt(
-            event["outcome"], self._host.number, event["duration_s"], event["text"], tuple(event["marks"])
+            event["outcome"], self._place.name, event["duration_s"], event["text"], tuple(event["marks"])
         )
         self._seen.running = None
         self._book.add(event["id"], attempt)
@@ -167,7 +169,7 @@ def _command(arguments: Sequence[str]) -> str:
         *(parcel.PYTHON, "-m", "pytest", "-vv", "--color=no", "-p", "no:cacheprovider", "--tb=short"),
         *("-p", "tests.lane.guest_plugin", f"--timeout={TEST_S}", "--timeout-method=signal", *arguments),
     ]
-    variables = " ".join(f"{key}={value}" for key, value in _ENVIRONMENT.items())
+    variables = " ".join(f"{key}={value}" for key, value in ENVIRONMENT.items())
     return f"cd {parcel.ROOT}/project && exec env {variables} {shlex.join(pytest)} 3>&2 2>&1"
 
 

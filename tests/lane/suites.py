@@ -1,4 +1,4 @@
-"""What runs in the VirtualBox host, in this order."""
+"""What runs where, and in this order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ class Suite:
     paths: tuple[str, ...]
     options: tuple[str, ...] = ()
     essential: bool = True
+    plain: bool = False
+    """Whether it runs in a plain tree, as it starts no machine."""
 
 
 _DRIVER = ("--vm-driver", "virtualbox")
-_SURFACE = "tests/virtualbox/test_public_surface.py"
+_OURS = "tests/virtualbox"
+_SURFACE = f"{_OURS}/test_public_surface.py"
 
-SUITES = (
-    Suite("surface", (_SURFACE,), _DRIVER),
-    Suite("contract", ("tests/contract",), ("-k", "virtualbox")),
-    Suite("functional", ("tests/functional",), _DRIVER),
-    Suite("virtualbox", ("tests/virtualbox",), (*_DRIVER, f"--ignore={_SURFACE}")),
-)
+SERVICE = Suite("service", (_OURS,), ("-m", "not starts_machines"), plain=True)
+MACHINES = Suite("machines", (_SURFACE, _OURS), (*_DRIVER, "-m", "starts_machines"))
+CONTRACT = Suite("contract", ("tests/contract",), ("-k", "virtualbox"))
+FUNCTIONAL = Suite("functional", ("tests/functional",), _DRIVER)
+
+SHARES = ((CONTRACT,), (SERVICE, MACHINES, FUNCTIONAL))
+"""What two hosts run at the same time; both take about as long."""
+SUITES = (SERVICE, MACHINES, CONTRACT, FUNCTIONAL)

@@ -24,7 +24,8 @@ class WheelsError(Exception):
 def requirements(project: Path, virtualbox: str) -> list[str]:
     """What the project needs, what its tests need, and the SDK of VirtualBox's release (``7.2.22``)."""
     said = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    return sorted([*said["dependencies"], *_FOR_TESTS, f"vbox-sdk=={virtualbox}"])
+    extra = said["optional-dependencies"]["remote"]
+    return sorted([*said["dependencies"], *extra, *_FOR_TESTS, f"vbox-sdk=={virtualbox}"])
 
 
 def folder_with(wanted: list[str], python: str, cache: Path) -> Path:

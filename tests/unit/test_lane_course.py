@@ -1,14 +1,15 @@
 """The VirtualBox lane's course, with hosts that only pretend: what runs where, and how often."""
 
+import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from tests.lane import lane as lane_module
-from tests.lane.host import About, HostError
-from tests.lane.lane import MOST_HOSTS, GivenUpError, Lane
+from tests.lane.course import Course
+from tests.lane.lane import MOST_PLACES, GivenUpError, Lane
 from tests.lane.outcomes import Attempt
+from tests.lane.place import About, PlaceError
 from tests.lane.session import Seen
 from tests.lane.suites import Suite
 from tests.lane.watch import Trouble
@@ -33,18 +34,17 @@ def play(monkeypatch):
     """Replace hosts and sessions."""
     play = Play()
 
-    class FakeNode:
+    class FakeHost:
+        starts_machines = True
+        about = About("7.2", "3.14", "7", "cpu")
+
+        def __init__(self, number):
+            if number <= play.boot_trouble:
+                raise PlaceError("it does not boot")
+            self.number, self.name, self.machines = number, f"host {number}", set()
+
         def console(self):
             return "console"
-
-    class FakeHost:
-        def __init__(self, server, image, number, tags, say):
-            self.number, self.machines, self.node = number, set(), FakeNode()
-
-        def prepare(self, server):
-            if self.number <= play.boot_trouble:
-                raise HostError("it does not boot")
-            return About("7.2", "3.14", "7", "cpu")
 
         def destroy(self):
             play.destroyed.append(self.number)
@@ -53,10 +53,10 @@ def play(monkeypatch):
             return {"guru meditation"} if "marked" in play.script else set()
 
     class FakeSession:
-        def __init__(self, host, book, suite, *, say, keep):
-            self.host, self.book, self.suite = host, book, suite
+        def __init__(self, place, book, suite, *, say, keep):
+            self.host, self.book, self.suite = place, book, suite
 
-        def run(self, arguments, ends):
+        def run(self, arguments, is_over):
             play.sessions.append((self.host.number, arguments))
             if play.script.get("before"):
                 return Seen(trouble=play.script["before"].pop(0))
@@ -68,11 +68,11 @@ def play(monkeypatch):
                 outcome = said.pop(0) if said else "passed"
                 if isinstance(outcome, Trouble):
                     return Seen(trouble=outcome, running=id_)
-                self.book.add(id_, outcome if isinstance(outcome, Attempt) else Attempt(outcome, 1))
+                self.book.add(id_, outcome if isinstance(outcome, Attempt) else Attempt(outcome, "host 1"))
             self.host.machines |= set(ids)
             return Seen(status=0, ssh_addresses=["192.168.56.101"])
 
-    monkeypatch.setattr(lane_module, "Host", FakeHost)
+    play.host = FakeHost
     monkeypatch.setattr(lane_module, "Session", FakeSession)
     return play
 
@@ -80,13 +80,14 @@ def play(monkeypatch):
 @pytest.fixture
 def lane(play, tmp_path):
     """A lane over both suites."""
-    swept = []
-    server = SimpleNamespace(sweep=swept.append)
-    with Lane(
-        server, None, [ONE, TWO], ends=time.monotonic() + 60, artifacts=tmp_path / "kept", say=lambda _: None
-    ) as lane:
-        yield lane
-    assert [list(tags) for tags in swept] == [["lane"]]
+    return make_lane(play, tmp_path, [ONE, TWO])
+
+
+def make_lane(play, tmp_path, suites, make_place=None):
+    """A lane with a minute's time."""
+    ends = time.monotonic() + 60
+    make = make_place or play.host
+    return Lane(make, suites, ends=ends, artifacts=tmp_path / "kept", say=lambda _: None)
 
 
 def verdicts(lane):
@@ -94,7 +95,7 @@ def verdicts(lane):
     return {record.id: str(record.verdict) for record in lane.book}
 
 
-BROKEN = Attempt("failed", 1, marks=("guru meditation",))
+BROKEN = Attempt("failed", "host 1", marks=("guru meditation",))
 
 
 def test_all_well(lane, play):
@@ -112,10 +113,11 @@ def test_a_hung_host_is_replaced_and_the_run_goes_on(lane, play, tmp_path):
     assert play.sessions == [
         (1, ["tests/one"]), (2, ["c"]), (2, ["--option", "tests/two"]), (3, ["b"]),
     ]  # fmt: skip
-    assert play.destroyed == [1, 2]
+    assert play.destroyed == [1, 2]  # the last one is left standing
+    assert lane.findings.hosts == 3
     assert set(verdicts(lane).values()) == {"passed"}
     assert lane.findings.events == ["host 1: the host hung, during b"]
-    assert "console" in (tmp_path / "kept" / "b-host1.txt").read_text()
+    assert "console" in (tmp_path / "kept" / "b-host-1.txt").read_text()
 
 
 def test_a_host_that_hangs_before_anything_is_collected(lane, play):
@@ -167,10 +169,9 @@ def test_no_time_left(lane, play):
 
 
 def test_a_host_that_cannot_be_used_is_replaced(lane, play):
-    """One that does not boot is destroyed, and told."""
+    """One that does not boot is told."""
     play.boot_trouble = 1
     lane.run()
-    assert play.destroyed == [1]
     assert play.sessions[0][0] == 2
     assert lane.findings.events == ["it does not boot"]
 
@@ -178,7 +179,69 @@ def test_a_host_that_cannot_be_used_is_replaced(lane, play):
 def test_hosts_are_not_booted_for_ever(lane, play):
     """There is an end to it."""
     play.boot_trouble = 99
-    with pytest.raises(GivenUpError, match="hosts"):
+    with pytest.raises(GivenUpError, match="hosts") as given_up:
         lane.run()
-    assert play.destroyed == list(range(1, MOST_HOSTS + 1))
     assert lane.findings.about is None
+    assert str(MOST_PLACES) in str(given_up.value)
+
+
+def test_shares_run_at_the_same_time(play, tmp_path):
+    """Each waits for the other to begin; one report tells of both, and only the last place is left."""
+    both = threading.Barrier(2, timeout=30)
+
+    def make_place(number):
+        both.wait()
+        return play.host(number)
+
+    shares = [[make_lane(play, tmp_path, [suite], make_place)] for suite in (ONE, TWO)]
+    with Course(shares, lambda _: None) as course:
+        course.wait()
+        assert course.place is not None
+        assert play.destroyed == [1]
+    assert play.destroyed == [1, 1]
+    assert set(verdicts(course).values()) == {"passed"}
+    assert len(verdicts(course)) == course.findings.machine_starts == 5
+    assert course.findings.hosts == 2
+    assert course.trouble == []
+
+
+def test_a_shares_lanes_follow_one_another(play, tmp_path):
+    """The place of one is gone before the next begins, also when there is no environment for it."""
+    said = []
+
+    def no_place(number):
+        raise RuntimeError("no packages")
+
+    shares = [[make_lane(play, tmp_path, [ONE], no_place), make_lane(play, tmp_path, [TWO])]]
+    with Course(shares, said.append) as course:
+        course.wait()
+    assert verdicts(course) == {"d": "passed", "e": "passed"}
+    assert [str(error) for error in course.trouble] == ["no packages"]
+    assert "RuntimeError: no packages" in said[0]
+
+
+def test_an_interrupt_ends_all_shares(play, tmp_path):
+    """A place that is just being made is destroyed, and nothing is begun in it."""
+    began, stopped = threading.Event(), threading.Event()
+
+    class Stopped(Lane):
+        def stop(self):
+            super().stop()
+            stopped.set()
+
+    def make_place(number):
+        began.set()
+        assert stopped.wait(30)
+        return play.host(number)
+
+    def interrupted():
+        ends = time.monotonic() + 60
+        lane = Stopped(make_place, [ONE], ends=ends, artifacts=tmp_path, say=lambda _: None)
+        with Course([[lane]], lambda _: None):
+            assert began.wait(30)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert play.destroyed == [1]
+    assert play.sessions == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from ssh_server import needs_sshd
 
 from tests.lane.parcel import PROJECT
 
@@ -22,7 +23,8 @@ def run(pytester, tmp_path):
         with told.open("wb") as stream:
             environment = {
                 "LANE_EVENTS_FD": str(stream.fileno()), "LANE_ROOT": str(root), "LANE_KEPT": str(kept),
-                "PYTHONPATH": str(PROJECT),
+                "LANE_LOGINS": str(tmp_path / "logins"), "PYTEST_PLUGINS": "tests.lane.logins",
+                "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'tests/unit'}",
             }  # fmt: skip
             subprocess.run(
                 [sys.executable, "-m", "pytest", "-p", "tests.lane.guest_plugin", "-p", "no:cacheprovider"],
@@ -112,6 +114,50 @@ def test_marks_outlive_the_machine(run):
     assert (good["outcome"], good["marks"]) == ("passed", [])
     assert bad["marks"] == says_it["marks"] == ["guru meditation"]
     assert [name.partition("-")[0] for name in bad["tails"]] == ["m"]
+
+
+@needs_sshd
+def test_ssh_sessions_are_told(run, openssh, monkeypatch):
+    """With their address, also those of a pytest that a test runs, and only those that came about."""
+    settings = openssh.login
+    monkeypatch.setenv("SSH_PORT", str(openssh.endpoint.port))
+    monkeypatch.setenv("SSH_USER", settings.username)
+    monkeypatch.setenv("SSH_KEY", str(settings.private_key))
+    events = run(
+        """
+        import os
+        from pathlib import Path
+        import paramiko
+        import pytest
+
+        pytest_plugins = ["pytester"]
+
+        def log_in(user):
+            transport = paramiko.Transport(("127.0.0.1", int(os.environ["SSH_PORT"])))
+            try:
+                transport.start_client(timeout=30)
+                transport.auth_publickey(user, paramiko.PKey.from_path(os.environ["SSH_KEY"]))
+            finally:
+                transport.close()
+
+        def test_one():
+            log_in(os.environ["SSH_USER"])
+            with pytest.raises(paramiko.AuthenticationException):
+                log_in("nobody-at-all")
+
+        def test_nested(request, pytester):
+            if os.environ.get("NESTED"):
+                return
+            os.environ["NESTED"] = "yes"
+            pytester.makepyfile(Path(__file__).read_text())
+            pytester.runpytest_subprocess("-k", "test_one").assert_outcomes(passed=1)
+
+        def test_none():
+            pass
+        """
+    )
+    told = [event.get("address") or event["id"].rpartition("_")[2] for event in events[1:-1]]
+    assert told == ["one", "127.0.0.1", "one", "nested", "127.0.0.1", "nested", "none", "none"]
 
 
 def test_what_leaves_itself_out(run):

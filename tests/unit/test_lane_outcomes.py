@@ -4,10 +4,10 @@ import pytest
 
 from tests.lane.outcomes import Attempt, Book, Verdict
 
-PASSED = Attempt("passed", 1)
-SKIPPED = Attempt("skipped", 1)
-FAILED = Attempt("failed", 1)
-BROKEN = Attempt("failed", 1, marks=("guru meditation",))
+PASSED = Attempt("passed", "host 1")
+SKIPPED = Attempt("skipped", "host 1")
+FAILED = Attempt("failed", "host 1")
+BROKEN = Attempt("failed", "host 1", marks=("guru meditation",))
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,15 @@ def test_collecting_again_forgets_nothing():
     assert book.untried("a") == ["a2"]
     assert book.count("a") == {Verdict.PASSED: 1, Verdict.NOT_RUN: 1}
     assert book.count() == {Verdict.PASSED: 1, Verdict.NOT_RUN: 2}
+
+
+def test_one_book_of_several():
+    """In the order of the books."""
+    books = [Book(), Book()]
+    books[0].collect("a", ["a1"])
+    books[1].collect("b", ["b1"])
+    books[0].add("a1", PASSED)
+    assert [(record.id, record.verdict) for record in Book.merged(books)] == [
+        ("a1", Verdict.PASSED),
+        ("b1", Verdict.NOT_RUN),
+    ]

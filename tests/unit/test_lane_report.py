@@ -3,15 +3,15 @@
 import pytest
 
 from tests.lane import report
-from tests.lane.host import About
 from tests.lane.lane import Findings
 from tests.lane.outcomes import Attempt, Book
+from tests.lane.place import About
 from tests.lane.suites import Suite
 
 SUITES = [Suite("main", ("tests/main",)), Suite("more", ("tests/more",), essential=False)]
-PASSED = Attempt("passed", 1)
-FAILED = Attempt("failed", 1, text="[call] it is wrong\nhere")
-BROKEN = Attempt("failed", 1, marks=("guru meditation",))
+PASSED = Attempt("passed", "host 1")
+FAILED = Attempt("failed", "host 1", text="[call] it is wrong\nhere")
+BROKEN = Attempt("failed", "host 1", marks=("guru meditation",))
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_skips_alone_prove_nothing(findings):
     """A suite that skips itself has not been run."""
     book = Book()
     book.collect("main", ["a"])
-    book.add("a", Attempt("skipped", 1, text="[setup] Skipped: no VirtualBox"))
+    book.add("a", Attempt("skipped", "host 1", text="[setup] Skipped: no VirtualBox"))
     assert report.exit_status(book, findings, SUITES) == report.NOT_PROVED
     assert "skipped: a (Skipped: no VirtualBox)" in told(book, findings)
 

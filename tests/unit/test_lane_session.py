@@ -30,7 +30,7 @@ def ended(id_, outcome, *marks):
 class PretendedHost:
     """Runs ``tests`` where pytest is to run, and ``pulse`` where its signs of life come from."""
 
-    number = 1
+    name = "host 1"
 
     def __init__(self, tests, *, lives=True):
         self.machines = set()
@@ -55,7 +55,8 @@ def attend():
     def attend(host, ends_in_s=60.0):
         book, said, kept = Book(), [], []
         session = Session(host, book, "s", say=said.append, keep=lambda *what: kept.append(what))
-        seen = session.run(["tests/s"], time.monotonic() + ends_in_s)
+        ends = time.monotonic() + ends_in_s
+        seen = session.run(["tests/s"], lambda: time.monotonic() > ends)
         return seen, book, said, kept
 
     return attend

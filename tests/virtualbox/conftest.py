@@ -16,6 +16,12 @@ from pytest_vmfest.specs import ImageModel
 WHY_NOT = why_not(DriverSettings(Path()))
 
 
+def pytest_itemcollected(item):
+    """Mark what starts machines, so that the rest can run where VirtualBox has no kernel modules."""
+    if "running" in item.fixturenames:
+        item.add_marker("starts_machines")
+
+
 @pytest.fixture(scope="session")
 def connection(tmp_path_factory):
     """A line to VirtualBox's service: the user's where machines can run, else one with its own registry."""
@@ -59,12 +65,23 @@ def driver(connection, tmp_path):
     assert registered(connection) == before
 
 
+@pytest.fixture(scope="session")
+def new_home(vm_server, tmp_path_factory):
+    """Makes stores that have `tiny`, taken from the user's."""
+
+    def new_home():
+        vm_server.images.resolve("tiny")
+        home = tmp_path_factory.mktemp("home")
+        for part in ("images/tiny", "keys"):
+            shutil.copytree(vm_server.home / part, home / part)
+        return home
+
+    return new_home
+
+
 @pytest.fixture
-def tiny_home(vm_server, tmp_path_factory, monkeypatch):
-    """A store of the test's own that has `tiny`, taken from the user's; VMFEST_HOME points to it."""
-    vm_server.images.resolve("tiny")
-    home = tmp_path_factory.mktemp("home")
-    for part in ("images/tiny", "keys"):
-        shutil.copytree(vm_server.home / part, home / part)
+def tiny_home(new_home, monkeypatch):
+    """A store of the test's own that has `tiny`; VMFEST_HOME points to it."""
+    home = new_home()
     monkeypatch.setenv("VMFEST_HOME", str(home))
     return home

@@ -12,7 +12,7 @@ from pytest_vmfest import HardwareModel, MachineState, Server
 SMALL = HardwareModel("clone", memory_mib=128, cpus=1)
 NAMES = ["c1", "c2", "c3", "c4", "c5", "c6"]
 
-pytestmark = pytest.mark.usefixtures("tiny_home", "running")
+pytestmark = pytest.mark.usefixtures("running")
 
 
 def digest(path):
@@ -20,6 +20,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.usefixtures("tiny_home")
 def test_a_marked_test_gets_a_node_on_the_host_only_network(pytester, connection):
     """The first example of the README, with nothing but the driver named on the command line."""
     before = registered(connection)
@@ -105,17 +106,24 @@ def test_three_nodes_at_once(tiny_home, connection):
     assert registered(connection) == before
 
 
-def test_ten_machines_one_after_the_other(tiny_home, connection):
-    """Each is one that nobody used before; then lists and model are as they were."""
+@pytest.fixture(scope="module")
+def one_server(running, new_home, connection):
+    """A server for several tests; after the last of them, lists and model are as before the first."""
     before = registered(connection)
-    with Server("virtualbox", home=tiny_home) as server:
+    with Server("virtualbox", home=new_home()) as server:
         model = server.image("tiny")
         unchanged = digest(model.disk)
-        for turn in range(10):
-            began = time.monotonic()
-            with server.launch("box", image="tiny", hardware=SMALL) as box:
-                assert not box.run("test -e /root/used").ok
-                box.write_text("/root/used", "")
-                print(f"{turn}: SSH over vboxnet0 to {box.ip} {time.monotonic() - began:.1f} s after request")
+        yield server
+        assert server.machines() == []
         assert digest(model.disk) == unchanged
     assert registered(connection) == before
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_ten_machines_one_after_the_other(one_server, turn):
+    """Each is one that nobody used before."""
+    began = time.monotonic()
+    with one_server.launch("box", image="tiny", hardware=SMALL) as box:
+        assert not box.run("test -e /root/used").ok
+        box.write_text("/root/used", "")
+        print(f"{turn}: SSH over vboxnet0 to {box.ip} {time.monotonic() - began:.1f} s after the request")

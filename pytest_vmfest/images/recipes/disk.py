@@ -25,7 +25,7 @@ GRUB_FILES = ("usr/bin/grub-mkimage", "usr/lib/grub/i386-pc/*", f"{LIBRARIES}/*.
 
 _SECTOR = 512
 _MIB = 1024 * 1024
-_PARTITION_START = _MIB
+PARTITION_START = _MIB
 
 # What GRUB 2.06 can read; newer defaults of mke2fs (metadata_csum_seed, orphan_file) it cannot.
 _EXT4_FEATURES = ",".join(
@@ -73,7 +73,7 @@ def write_boot_sectors(disk: Path, grub: Grub, *, size_mib: int, command_line: s
     GRUB will start ``boot/vmlinuz`` and ``boot/initrd.img`` of the file system with ``command_line``.
     """
     core = grub.core(command_line)
-    gap = _PARTITION_START - _SECTOR
+    gap = PARTITION_START - _SECTOR
     if len(core) > gap:
         raise ImageBuildError(f"GRUB's core is {len(core)} bytes long, the gap for it {gap}")
     with disk.open("wb") as file:
@@ -88,9 +88,9 @@ def file_system_command(disk: Path, source: Path) -> list[str | Path]:
 
     It keeps owners as it sees them.
     """
-    size_kib = (disk.stat().st_size - _PARTITION_START) // 1024
+    size_kib = (disk.stat().st_size - PARTITION_START) // 1024
     # A guest that finds everything initialized writes nothing in the background.
-    options = f"offset={_PARTITION_START},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=1,nodiscard"
+    options = f"offset={PARTITION_START},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=1,nodiscard"
     return [
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-i", "32768", "-m", "1", "-J", "size=16",
         "-O", _EXT4_FEATURES, "-E", options, "-d", source, disk, f"{size_kib}k",
@@ -104,7 +104,7 @@ def make_file_system(disk: Path, root: Path, owners: Mapping[str, int]) -> None:
     """
     run(file_system_command(disk, root), timeout_s=300)
     commands = "".join(_own(name, owners.get(name, 0)) for name in _names(root))
-    run(["debugfs", "-w", "-f", "-", f"{disk}?offset={_PARTITION_START}"], timeout_s=120, stdin=commands)
+    run(["debugfs", "-w", "-f", "-", f"{disk}?offset={PARTITION_START}"], timeout_s=120, stdin=commands)
 
 
 def to_qcow2(raw: Path, disk: Path) -> None:
@@ -124,7 +124,7 @@ def _names(root: Path) -> Iterator[str]:
 
 def _partition_table(size_mib: int) -> bytes:
     """Bytes 440 to 511: a disk signature, one active Linux partition up to the end, the boot signature."""
-    start = _PARTITION_START // _SECTOR
+    start = PARTITION_START // _SECTOR
     sectors = size_mib * _MIB // _SECTOR - start
     no_chs = b"\xfe\xff\xff"
     entry = struct.pack("<B3sB3sII", 0x80, no_chs, 0x83, no_chs, start, sectors)

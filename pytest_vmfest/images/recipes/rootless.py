@@ -31,8 +31,13 @@ def run_as_root(
 
     A file that this user owns belongs to root in there, and the other way round.
     """
+    return run(as_root(command), timeout_s=timeout_s, environment=environment, watch=watch)
+
+
+def as_root(command: Sequence[str | Path]) -> list[str | Path]:
+    """The words of a command that runs ``command`` as `run_as_root` does."""
     namespace = _ISOLATED if os.getuid() == 0 else (*_ISOLATED, *_MAPPED)
-    return run([*namespace, "--", *command], timeout_s=timeout_s, environment=environment, watch=watch)
+    return [*namespace, "--", *command]
 
 
 def remove_tree(folder: Path) -> None:
