@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pytest_vmfest.drivers.base import PropertyKind
 from pytest_vmfest.errors import MachineNotFoundError
 from pytest_vmfest.keyboard import parse_keys
 from pytest_vmfest.waiting import Deadline
@@ -143,6 +144,28 @@ class Instance:
     def send_keys(self, *inputs: str | float) -> None:
         """Type on the machine's keyboard: text, chords such as ``"<ctrl+alt+f2>"``, pauses in seconds."""
         self._driver.send_keys(self.name, parse_keys(*inputs))
+
+    def guest_property(self, key: str) -> str:
+        """A guest property of VirtualBox, such as ``/VirtualBox/GuestInfo/Net/0/V4/IP``; empty without one.
+
+        Other hypervisors have none: `NotSupportedError`.
+        """
+        return self._driver.get_property(self.name, PropertyKind.GUEST, key)
+
+    def set_guest_property(self, key: str, value: str) -> None:
+        """Set a guest property of VirtualBox; an empty value removes it."""
+        self._driver.set_property(self.name, PropertyKind.GUEST, key, value)
+
+    def extra_data(self, key: str) -> str:
+        """Extra data that VirtualBox keeps with the machine; empty without any.
+
+        Other hypervisors have none: `NotSupportedError`.
+        """
+        return self._driver.get_property(self.name, PropertyKind.EXTRA, key)
+
+    def set_extra_data(self, key: str, value: str) -> None:
+        """Keep extra data with the machine in VirtualBox; an empty value removes it."""
+        self._driver.set_property(self.name, PropertyKind.EXTRA, key, value)
 
     def snapshot(self, name: str, timeout_s: float = SNAPSHOT_TIMEOUT_S) -> None:
         """Keep disk and memory under ``name``."""

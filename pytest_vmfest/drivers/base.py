@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_vmfest.config import web_service_password
-from pytest_vmfest.errors import MachineNotFoundError
+from pytest_vmfest.errors import MachineNotFoundError, NotSupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +36,15 @@ class MachineState(Enum):
     SAVED = "saved"
     ABORTED = "aborted"
     """Its hypervisor process ended by itself or was killed; `Driver.start` boots it anew."""
+
+
+class PropertyKind(Enum):
+    """What a hypervisor may keep with a machine."""
+
+    GUEST = "guest properties"
+    """Seen by the guest's additions, which write some of their own."""
+    EXTRA = "extra data"
+    """For programs on the host, and for VirtualBox's own hidden settings (``VBoxInternal/…``)."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,16 @@ class Driver(ABC):
     @abstractmethod
     def delete_snapshot(self, name: str, snapshot: str) -> None:
         """Forget a snapshot; one that is not there is fine."""
+
+    # --- what is kept with a machine ---------------------------------------------------------------
+
+    def get_property(self, name: str, kind: PropertyKind, key: str) -> str:
+        """A value that the hypervisor keeps with the machine under ``key``; empty if there is none."""
+        raise NotSupportedError(f"the {self.name} driver keeps no {kind.value} with machines")
+
+    def set_property(self, name: str, kind: PropertyKind, key: str, value: str) -> None:
+        """Keep a value with the machine; an empty one removes it."""
+        raise NotSupportedError(f"the {self.name} driver keeps no {kind.value} with machines")
 
     # --- images ------------------------------------------------------------------------------------
 

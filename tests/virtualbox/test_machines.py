@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from conftest import WHY_NOT
-from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.drivers.base import DriverSettings, MachineState, PropertyKind
 from pytest_vmfest.drivers.virtualbox import driver as driver_module
 from pytest_vmfest.errors import DriverError, MachineExistsError, MachineNotFoundError, MachineStateError
 from pytest_vmfest.specs import HardwareModel, MachineSpec
@@ -137,6 +137,30 @@ def test_tags_come_back_from_another_driver(driver, sector):
     (info,) = other.machines()
     assert info.tags == {"run": "r", "ü": "'\"&<"}
     assert (info.image, info.memory_mib, info.cpus) == ("sector", 64, 1)
+
+
+@pytest.mark.parametrize("kind", PropertyKind)
+def test_properties(driver, sector, kind):
+    """Guest properties and extra data can be set, read from elsewhere, and removed."""
+    driver.create(spec(sector))
+    assert driver.get_property("m", kind, "/vmfest/ours") == ""
+    driver.set_property("m", kind, "/vmfest/ours", "ü 1")
+    assert driver_module.VirtualBoxDriver(driver.settings).get_property("m", kind, "/vmfest/ours") == "ü 1"
+    driver.set_property("m", kind, "/vmfest/ours", "")
+    assert driver.get_property("m", kind, "/vmfest/ours") == ""
+
+
+def test_a_store_by_another_way(driver, sector, tmp_path):
+    """A store is the same by whatever path: through a link, or with a detour."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    by_link = driver_module.VirtualBoxDriver(DriverSettings(tmp_path / "link"))
+    detour = driver_module.VirtualBoxDriver(DriverSettings(tmp_path / "x" / ".." / "home"))
+    by_link.create(spec(sector))
+    assert [info.name for info in driver.machines()] == ["m"] == [info.name for info in detour.machines()]
+    detour.destroy("m")
+    assert by_link.machines() == []
 
 
 @pytest.mark.skipif(not WHY_NOT, reason="machines can run here")

@@ -116,20 +116,31 @@ class Connection:
 
     @property
     def vbox(self) -> IVirtualBox:
-        """VirtualBox itself; fetched anew when its service was restarted."""
+        """VirtualBox itself, fetched anew where the line to its service was lost.
+
+        Raises `DriverUnavailableError` if it cannot be had again: on this host, a process whose VBoxSVC has
+        died finds no other.
+        """
         self._announce()
-        if self._vbox is not None:
+        vbox = self._vbox
+        if vbox is not None:
             try:
-                self._vbox._i.revision  # noqa: B018 - asks the service, which may be gone
+                vbox._i.revision  # noqa: B018 - asks the service, which may be gone
             except Exception as error:
                 if not trouble.is_dead(error):
                     raise
-                self._vbox = None
-        if self._vbox is None:
+                vbox = None
+        if vbox is None:
             from virtualbox.library import IVirtualBox
 
-            self._vbox = IVirtualBox(self._manager.getVirtualBox())
-        return self._vbox
+            raw = self._manager.getVirtualBox()
+            if raw is None:
+                raise DriverUnavailableError(
+                    "VirtualBox's service (VBoxSVC) has died, and this process cannot reach it any more",
+                    hint="run again; the service's log is VBoxSVC.log in VirtualBox's settings folder",
+                )
+            vbox = self._vbox = IVirtualBox(raw)
+        return vbox
 
     def session(self) -> ISession:
         """A new session, with which a machine can be locked."""
@@ -209,7 +220,7 @@ def _local_manager(installation: Installation) -> Any:
         "VBOX_SDK_PATH": f"{folder}/sdk",
     }.items():
         os.environ.setdefault(name, value)
-    _check_sdk(installation)
+    check_sdk(installation)
     try:
         vboxapi = importlib.import_module("vboxapi")
     except ImportError as error:
@@ -235,8 +246,11 @@ def _local_manager(installation: Installation) -> Any:
     return manager
 
 
-def _check_sdk(installation: Installation) -> None:
-    """Refuse an SDK of another version: the numbers of its enumerations may differ from VirtualBox's."""
+def check_sdk(installation: Installation) -> None:
+    """Refuse an SDK of another version: the numbers of its enumerations may differ from VirtualBox's.
+
+    Raises `DriverUnavailableError`.
+    """
     try:
         version = importlib.metadata.version("vbox-sdk")
     except importlib.metadata.PackageNotFoundError:
@@ -249,7 +263,8 @@ def _check_sdk(installation: Installation) -> None:
 
 
 def _unusable(installation: Installation, error: Exception, said: str) -> DriverUnavailableError:
-    if isinstance(error, ImportError):
+    # Its loader catches what the bindings say, and raises an error of no particular kind.
+    if isinstance(error, ImportError) or "Cannot find VBoxPython module" in str(error):
         return DriverUnavailableError(
             f"VirtualBox {installation.version} has no bindings for this Python: {error}",
             hint="use the Python that VirtualBox was built for (Debian: the system's python3 and a virtual "

@@ -7,10 +7,10 @@ not know of it is kept as its extra data. So any process with the same store and
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState, PropertyKind
 from pytest_vmfest.drivers.disk_images import find_image_program
 from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
 from pytest_vmfest.drivers.virtualbox import (
@@ -18,7 +18,6 @@ from pytest_vmfest.drivers.virtualbox import (
     console,
     diagnosis,
     hardware,
-    hostonly,
     nat,
     networks,
     screen,
@@ -26,7 +25,7 @@ from pytest_vmfest.drivers.virtualbox import (
     trouble,
 )
 from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
-from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
+from pytest_vmfest.drivers.virtualbox.machines import ON, Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.specs import ImageModel, MachineSpec
-
-ON = (MachineState.RUNNING, MachineState.PAUSED)
 
 _QUICK_S = 30.0
 """For what VirtualBox does at once, unless another program has the machine locked."""
@@ -113,10 +110,10 @@ class VirtualBoxDriver(Driver):
         there.media.prepare(spec.image, permanent=spec.permanent)  # takes long, and need not hold up others
         with there.connection.registry_lock():
             there.machines.forget_lost()
-            if there.machines.registered(spec.name) is not None:
+            if (taken := there.machines.registered(spec.name)) is not None:
                 raise MachineExistsError(
-                    f"a machine named {spec.name!r} exists already in VirtualBox",
-                    hint=f"if it is one of vmfest's, remove it with: vmfest instance destroy {spec.name}",
+                    f"a machine named {spec.name!r} exists already in VirtualBox: {taken.settings_file_path}",
+                    hint=f"if it is of this store, remove it with: vmfest instance destroy {spec.name}",
                 )
             folder = there.machines.folder(spec.name)
             with writing_to(folder):
@@ -142,14 +139,12 @@ class VirtualBoxDriver(Driver):
             hardware.os_type(connection, spec),
         )
         hardware.configure(connection, com, spec)
-        if networks.is_host_only(spec.network):
-            hostonly.ensure_local(connection, self.settings.local_interface)
         networks.configure(connection, self.settings, com, spec)
         port = com.get_serial_port(0)
         port.path = str(folder / console.FILE)
         port.host_mode = PortMode.raw_file
         port.enabled = True
-        record = Record.of(spec, self.settings.home)
+        record = Record.of(spec)
         record.write(com)
         vbox.register_machine(com)
         machine = Machine(spec.name, com, record)
@@ -167,6 +162,9 @@ class VirtualBoxDriver(Driver):
     def start(self, name: str, deadline: Deadline) -> None:
         """Power on, or go on from the saved state; returns when the virtual CPU runs."""
         there, machine, state = self._look(name)
+        if state in ON:
+            there.machines.settle(machine, deadline)  # it may be on its way out
+            state = there.machines.state(machine)
         if state is MachineState.PAUSED:
             self.resume(name)
         elif state is not MachineState.RUNNING:
@@ -281,7 +279,7 @@ class VirtualBoxDriver(Driver):
     def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
         with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
             if machine.record.network == "nat":
-                return nat.rules(machine.com, 0)[nat.SSH_RULE].endpoint
+                return nat.ssh_endpoint(machine.com)
             ip = address.look(there.connection, machine.com, machine.record.network)
             return Endpoint(ip, _SSH_PORT) if ip else None
 
@@ -371,6 +369,28 @@ class VirtualBoxDriver(Driver):
         with trouble.translated(f"machine {machine.name!r}: its snapshots cannot be listed"):
             return snapshots.of(machine.com)
 
+    # --- what is kept with a machine ---------------------------------------------------------------
+
+    def get_property(self, name: str, kind: PropertyKind, key: str) -> str:
+        """A guest property, or extra data; empty if there is none."""
+        machine = self._look(name)[1].com
+        with trouble.translated(f"machine {name!r}: {key!r} cannot be read"):
+            if kind is PropertyKind.GUEST:
+                return str(machine.get_guest_property_value(key))
+            return str(machine.get_extra_data(key))
+
+    def set_property(self, name: str, kind: PropertyKind, key: str, value: str) -> None:
+        """Set a guest property, or extra data; an empty value removes it."""
+        there, machine, _ = self._look(name)
+        with there.machines.locked(machine, Deadline(_QUICK_S), f"have {key!r} set") as session:
+            if kind is PropertyKind.EXTRA:
+                session.machine.set_extra_data(key, value)
+            elif value:
+                session.machine.set_guest_property_value(key, value)
+            else:
+                session.machine.delete_guest_property(key)
+            session.machine.save_settings()
+
     # --- images ------------------------------------------------------------------------------------
 
     def check_image(self, image: ImageModel) -> None:
@@ -401,13 +421,14 @@ class VirtualBoxDriver(Driver):
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
         slot = networks.nat_slot(machine.record.network)
-        if slot is None or not nat.rules(machine.com, slot):
+        with trouble.translated(f"machine {machine.name!r}: its NAT rules cannot be read"):
+            has_ports = slot is not None and bool(nat.rules(machine.com, slot))
+        if slot is None or not has_ports:
             there.machines.launch(machine, deadline, gui=self.settings.gui)
             return
-        with there.machines.locked(machine, deadline, "be given ports", exclusive=True) as session:
-            ports = nat.Ports(session.machine, slot)
-            session.machine.save_settings()
-        with ports:
+        with ExitStack() as held:
+            with there.machines.locked(machine, deadline, "be given ports", exclusive=True) as session:
+                ports = held.enter_context(nat.Ports(session.machine, slot))
             there.machines.launch(machine, deadline, gui=self.settings.gui)
             with there.machines.locked(machine, deadline, "be given ports") as session:
                 ports.hand_over(session.machine, int(machine.com.session_pid))

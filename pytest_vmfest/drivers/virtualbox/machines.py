@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from pytest_vmfest.drivers.virtualbox import console, record, trouble
 from pytest_vmfest.errors import (
     ConfigurationError,
     DriverError,
+    DriverUnavailableError,
     MachineStateError,
+    VmfestError,
     WaitTimeoutError,
 )
 from pytest_vmfest.specs import check_label
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
 
+ON = (MachineState.RUNNING, MachineState.PAUSED)
+"""The states in which a machine has a process that does what it is told."""
+
 _POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0
@@ -37,15 +43,21 @@ _DEVICE = Path("/dev/vboxdrv")
 # The programs that run a machine; names of processes are cut at 15 characters.
 _PROCESSES = ("VBoxHeadless", "VirtualBoxVM")
 
-# VirtualBox's states, by the names in its API, as ours. In the transient ones a process runs.
+# VirtualBox's states, by the names in its API, as ours.
 _STATES = {
-    MachineState.POWERED_OFF: "PoweredOff Teleported",
-    MachineState.SAVED: "Saved AbortedSaved Restoring RestoringSnapshot",
+    MachineState.POWERED_OFF: "PoweredOff Teleported SettingUp Snapshotting RestoringSnapshot "
+    "DeletingSnapshot",
+    MachineState.SAVED: "Saved AbortedSaved",
     MachineState.ABORTED: "Aborted Stuck",
     MachineState.PAUSED: "Paused TeleportingPausedVM DeletingSnapshotPaused",
-    MachineState.RUNNING: "Running Starting Stopping Saving Teleporting LiveSnapshotting OnlineSnapshotting "
-    "TeleportingIn DeletingSnapshotOnline",
+    MachineState.RUNNING: "Running Teleporting LiveSnapshotting OnlineSnapshotting DeletingSnapshotOnline "
+    "Starting Restoring TeleportingIn Stopping Saving",
 }
+# Those of a process on its way in or out.
+_TRANSIENT = "Starting Restoring TeleportingIn Stopping Saving"
+_TRANSIENT_TIMEOUT_S = 60.0
+# A process that has been told to power its machine down does so at once, or hangs.
+_OBEY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,14 +74,17 @@ class Machines:
 
     def __init__(self, connection: Connection, home: Path) -> None:
         self._connection = connection
-        self._home = home
-        constants = connection.constants
-        self._states = {
-            getattr(constants, f"MachineState_{name}"): ours
-            for ours, names in _STATES.items()
-            for name in names.split()
-            if hasattr(constants, f"MachineState_{name}")
-        }
+        # VirtualBox tells paths without links and detours.
+        self._folder = home.resolve() / "virtualbox" / "machines"
+        self._states = {number: ours for ours, names in _STATES.items() for number in self._numbers(names)}
+        self._transient = set(self._numbers(_TRANSIENT))
+
+    def _numbers(self, names: str) -> list[int]:
+        """The running version's numbers of states, of which it may not have all."""
+        numbers = [
+            getattr(self._connection.constants, f"MachineState_{name}", None) for name in names.split()
+        ]
+        return [number for number in numbers if number is not None]
 
     # --- finding -----------------------------------------------------------------------------------
 
@@ -79,7 +94,7 @@ class Machines:
             check_label(name, "machine name")
         except ConfigurationError:
             raise no_machine(name) from None
-        return self._home / "virtualbox" / "machines" / name
+        return self._folder / name
 
     def settings_file(self, name: str) -> Path:
         """The machine's settings, by which VirtualBox's registry tells it from others'."""
@@ -106,7 +121,9 @@ class Machines:
     def all(self) -> list[Machine]:
         """All machines of this store, oldest first."""
         found = []
-        for com in self._connection.vbox.get_machines_by_groups([record.GROUP]):
+        with trouble.translated("VirtualBox's machines cannot be listed"):
+            registered = self._connection.vbox.get_machines_by_groups([record.GROUP])
+        for com in registered:
             # One that is just being removed answers with errors.
             with suppress(DriverError), trouble.translated("a machine cannot be looked at"):
                 if ours := self._ours(com):
@@ -117,11 +134,15 @@ class Machines:
         """Unregister machines of this store whose settings file is gone: nothing can be done with them."""
         from virtualbox.library import CleanupMode
 
-        for com in self._connection.vbox.machines:
-            with suppress(DriverError), trouble.translated("a machine cannot be looked at"):
-                if com.accessible or not self._is_here(str(com.settings_file_path)):
-                    continue
-                com.unregister(CleanupMode.unregister_only)
+        with (
+            self._connection.registry_lock(),
+            trouble.translated("VirtualBox's machines cannot be listed"),
+        ):
+            for com in self._connection.vbox.machines:
+                with suppress(DriverError), trouble.translated("a machine cannot be looked at"):
+                    settings = str(com.settings_file_path)
+                    if not com.accessible and self._is_here(settings) and not Path(settings).exists():
+                        com.unregister(CleanupMode.unregister_only)
 
     def _ours(self, com: IMachine) -> Machine | None:
         if not com.accessible or not self._is_here(str(com.settings_file_path)):
@@ -130,21 +151,31 @@ class Machines:
         return Machine(str(com.name), com, kept) if kept else None
 
     def _is_here(self, settings_file: str) -> bool:
-        return settings_file.startswith(f"{self._home / 'virtualbox' / 'machines'}/")
+        return Path(settings_file).is_relative_to(self._folder)
 
     # --- states ------------------------------------------------------------------------------------
 
     def state(self, machine: Machine) -> MachineState:
         """The machine's state now."""
         with trouble.translated(f"machine {machine.name!r} does not tell its state"):
-            state = self._states.get(self._raw_state(machine), MachineState.ABORTED)
-            if state is MachineState.ABORTED and not self.is_stuck(machine):
-                return MachineState.POWERED_OFF if record.is_powered_down(machine.com) else state
-            return state
+            number = self._raw_state(machine)
+            aborted = number == self._connection.constants.MachineState_Aborted
+            if aborted and record.is_powered_down(machine.com):
+                return MachineState.POWERED_OFF
+            return self._states.get(number, MachineState.ABORTED)
 
     def is_stuck(self, machine: Machine) -> bool:
         """Whether its process is there, but its virtual CPU has failed ("guru meditation")."""
         return bool(self._raw_state(machine) == self._connection.constants.MachineState_Stuck)
+
+    def settle(self, machine: Machine, deadline: Deadline) -> None:
+        """Wait until the machine's process is not on its way in or out."""
+        wait_for(
+            lambda: self._raw_state(machine) not in self._transient,
+            deadline,
+            what=f"machine {machine.name!r}: its process to have begun or ended",
+            interval_s=_POLL_S,
+        )
 
     def _raw_state(self, machine: Machine) -> int:
         # Not pyvbox's enumeration, which lacks a value in the middle.
@@ -224,22 +255,31 @@ class Machines:
             with trouble.translated(doing):
                 progress = machine.com.launch_vm_process(session, "gui" if gui else "headless", [])
             self._connection.wait(progress, deadline, doing)
-        except DriverError as error:
+            self.settle(machine, deadline)
+            if (state := self.state(machine)) not in ON:
+                raise MachineStateError(f"{doing}: it was {state.value} right after")
+        except (DriverError, WaitTimeoutError) as error:
             raise self._explained(error, machine) from error
         finally:
             self._unlock(session)
-        self._await(machine, lambda state: state is MachineState.RUNNING, deadline, "to run")
 
     def command(self, machine: Machine, doing: str, act: Callable[[Any], Any], deadline: Deadline) -> None:
         """Let ``act`` do something with the running machine's ``IConsole``."""
-        with self.locked(machine, deadline, doing) as session:
-            progress = act(session.console)
-            if progress is not None:
-                self._connection.wait(progress, deadline, f"machine {machine.name!r} cannot {doing}")
+        try:
+            with self.locked(machine, deadline, doing) as session:
+                progress = act(session.console)
+                if progress is not None:
+                    self._connection.wait(progress, deadline, f"machine {machine.name!r} cannot {doing}")
+        except DriverUnavailableError:
+            # Either VirtualBox's service is gone, and does not tell the state, or the machine's process.
+            state = self.state(machine)
+            raise MachineStateError(
+                f"machine {machine.name!r} cannot {doing}: its process has ended, it is {state.value}"
+            ) from None
 
     def press_power_button(self, machine: Machine, deadline: Deadline) -> None:
         """Press it until the guest has shut down; `WaitTimeoutError`, `MachineStateError`."""
-        while self.state(machine) in (MachineState.RUNNING, MachineState.PAUSED):
+        while self.state(machine) in ON:
             if deadline.expired:
                 raise still_on(machine.name, deadline)
             with suppress(DriverError):  # the guest may be on its way out
@@ -247,13 +287,14 @@ class Machines:
             with suppress(WaitTimeoutError):
                 self._await(
                     machine,
-                    lambda state: state not in (MachineState.RUNNING, MachineState.PAUSED),
+                    lambda state: state not in ON,
                     deadline.at_most(_PRESS_AGAIN_S),
                     "to shut down",
                 )
         if self.state(machine) is MachineState.ABORTED:
+            what = "got stuck (guru meditation)" if self.is_stuck(machine) else "was killed"
             raise MachineStateError(
-                f"machine {machine.name!r}: VirtualBox's process was killed while the guest shut down"
+                f"machine {machine.name!r}: VirtualBox's process {what} while the guest shut down"
             )
         self.wait_unlocked(machine, deadline)
 
@@ -264,24 +305,51 @@ class Machines:
                 session.machine.discard_saved_state(True)
         self.end(machine, deadline)
         if self.state(machine) is MachineState.ABORTED:
-            with trouble.translated(f"machine {machine.name!r} cannot be powered down"):
-                record.mark_powered_down(machine.com)
+            with self.locked(machine, deadline, "be powered down", exclusive=True) as session:
+                record.mark_powered_down(session.machine)
 
     def end(self, machine: Machine, deadline: Deadline) -> None:
-        """See to it that the machine has no process, in whatever state it is. A saved state stays."""
-        if self.state(machine) in (MachineState.RUNNING, MachineState.PAUSED) or self.is_stuck(machine):
-            try:
-                self.command(machine, "be powered down", lambda here: here.power_down(), deadline)
-            except (DriverError, WaitTimeoutError):
-                # It may have ended meanwhile; if it hangs, nothing else helps.
-                self._kill(machine)
-        self.wait_unlocked(machine, deadline)
+        """See to it that the machine has no process, in whatever state it is. A saved state stays.
 
-    @staticmethod
-    def _kill(machine: Machine) -> None:
+        One that hangs is killed. Raises `MachineStateError` if another program keeps the machine locked.
+        """
+        from virtualbox.library import SessionState
+
+        patience = deadline.at_most(_TRANSIENT_TIMEOUT_S)
+        while True:
+            with trouble.translated(f"machine {machine.name!r}: its process does not end"):
+                if machine.com.session_state == SessionState.unlocked:
+                    return
+            if deadline.expired:
+                raise MachineStateError(
+                    f"machine {machine.name!r} cannot be ended: it has been locked by {_holder(machine)} "
+                    f"for {deadline.timeout_s:g} s",
+                    hint="is it open in VirtualBox's own windows, or in another program?",
+                )
+            if self._raw_state(machine) not in self._transient and (
+                self.state(machine) in ON or self.is_stuck(machine)
+            ):
+                self._make_end(machine)
+            elif patience.expired:  # it neither begins nor ends
+                self._kill(machine)
+            time.sleep(_POLL_S)
+
+    def _make_end(self, machine: Machine) -> None:
+        try:
+            self.command(
+                machine, "be powered down", lambda here: here.power_down(), Deadline(_OBEY_TIMEOUT_S)
+            )
+        except (DriverError, WaitTimeoutError):
+            # It may have ended meanwhile; if it hangs, nothing else helps.
+            if self.state(machine) in ON or self.is_stuck(machine):
+                self._kill(machine)
+
+    def _kill(self, machine: Machine) -> None:
         """Kill the machine's process, if it has one on this host."""
         import psutil
 
+        if not self._connection.is_local:
+            return
         with suppress(psutil.Error), trouble.translated(f"machine {machine.name!r} cannot be ended"):
             if pid := int(machine.com.session_pid):
                 process = psutil.Process(pid)
@@ -310,16 +378,15 @@ class Machines:
             interval_s=_POLL_S,
         )
 
-    def _explained(self, error: DriverError, machine: Machine) -> DriverError:
+    def _explained(self, error: VmfestError, machine: Machine) -> VmfestError:
         """The error of a failed start with what the machine's log and this host tell besides."""
         tail = self.log_tail(machine)
         hint = error.hint or trouble.remedy_for(tail)
         if not hint and self._connection.is_local and not _DEVICE.exists():
             hint = trouble.NO_MODULE
-        if not tail:
-            return DriverError(error.message, hint=hint)
         said = "\n".join(f"  | {line}" for line in tail.splitlines())
-        return DriverError(f"{error.message}\n  VBox.log ends with:\n{said}", hint=hint)
+        message = f"{error.message}\n  VBox.log ends with:\n{said}" if tail else error.message
+        return type(error)(message, hint=hint)
 
 
 def _holder(machine: Machine) -> str:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.refusals import no_network
 from pytest_vmfest.drivers.virtualbox import bridged, hostonly, nat, trouble
-from pytest_vmfest.errors import ConfigurationError
+from pytest_vmfest.drivers.virtualbox.soap import is_this_host, without_password
+from pytest_vmfest.errors import ConfigurationError, NotSupportedError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import check_label
 
@@ -57,8 +58,10 @@ def is_host_only(mode: NetworkMode) -> bool:
 def configure(connection: Connection, settings: DriverSettings, machine: IMachine, spec: MachineSpec) -> None:
     """Set up the network cards of a new machine that is not registered yet.
 
-    The host-only interface is created if it is missing. Raises `ConfigurationError`, `DriverError`.
+    The host-only interface is created if it is missing. Raises `ConfigurationError`, `NotSupportedError`
+    (ports of another host), `DriverError`.
     """
+    _check_ports(settings, spec)
     last = len(spec.nics) + (2 if spec.network == "local" else 1)
     if last > SLOTS:
         raise ConfigurationError(
@@ -84,6 +87,19 @@ def configure(connection: Connection, settings: DriverSettings, machine: IMachin
             nat.set_up(machine, behind, spec.hardware.nat_rules, ssh=spec.network == "nat")
         for slot, nic in enumerate(spec.nics, start=last - len(spec.nics)):
             _plug_into_network(_card(connection, machine, slot, spec), nic, settings.home)
+
+
+def _check_ports(settings: DriverSettings, spec: MachineSpec) -> None:
+    """Refuse NAT rules on another host: its ports can neither be chosen nor looked at from here."""
+    if settings.url is None or is_this_host(settings.url):
+        return
+    what = "network mode nat needs" if spec.network == "nat" else "NAT rules need"
+    if spec.network == "nat" or (spec.hardware.nat_rules and nat_slot(spec.network) is not None):
+        raise NotSupportedError(
+            f"machine {spec.name!r}: {what} a VirtualBox on this host, and "
+            f"{without_password(settings.url)} is on another, where no ports can be chosen from here",
+            hint="use network mode bridged, without NAT rules: there the guest has an address of its own",
+        )
 
 
 def _card(connection: Connection, machine: IMachine, slot: int, spec: MachineSpec) -> INetworkAdapter:
@@ -156,7 +172,7 @@ def internal_name(home: Path, name: str) -> str:
     >>> internal_name(Path("/store"), "net-a")
     'vmfest-4d3a4db1-net-a'
     """
-    return f"vmfest-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}-{name}"
+    return f"vmfest-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]}-{name}"
 
 
 def _marker(home: Path, name: str) -> Path:

@@ -24,12 +24,11 @@ _ENDED_KEY = "vmfest/powered-down"
 
 @dataclass(frozen=True)
 class Record:
-    """A machine's store, image, networks and tags.
+    """A machine's image, networks and tags.
 
     ``permanent`` is the image's own disk, if the machine runs on that.
     """
 
-    home: Path
     image: str
     network: NetworkMode
     nics: tuple[PrivateNic, ...] = ()
@@ -38,10 +37,9 @@ class Record:
     created: float = field(default_factory=time.time)
 
     @classmethod
-    def of(cls, spec: MachineSpec, home: Path) -> Record:
+    def of(cls, spec: MachineSpec) -> Record:
         """The record of a machine to be."""
         return cls(
-            home=home,
             image=spec.image.name,
             network=spec.network,
             nics=spec.nics,
@@ -51,8 +49,7 @@ class Record:
 
     def write(self, machine: IMachine) -> None:
         """Keep it with the machine."""
-        data = {**asdict(self), "home": str(self.home)}
-        data["permanent"] = str(self.permanent) if self.permanent else None
+        data = {**asdict(self), "permanent": str(self.permanent) if self.permanent else None}
         machine.set_extra_data(_KEY, json.dumps(data))
 
 
@@ -61,7 +58,6 @@ def read(machine: IMachine) -> Record | None:
     try:
         data: dict[str, Any] = json.loads(machine.get_extra_data(_KEY))
         return Record(
-            home=Path(data["home"]),
             image=data["image"],
             network=data["network"],
             nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
