@@ -214,7 +214,7 @@ class Driver(ABC):
 
     @abstractmethod
     def forward(self, name: str, guest_port: int) -> Endpoint:
-        """Open a way from a free loopback port to a TCP port of the running guest.
+        """A way from this host to a TCP port of the running guest: a free loopback port, or its own address.
 
         Asked twice for one port, it answers with the way that is open already.
         """
@@ -256,7 +256,10 @@ class Driver(ABC):
 
     @abstractmethod
     def delete_snapshot(self, name: str, snapshot: str) -> None:
-        """Forget a snapshot; one that is not there is fine."""
+        """Forget a snapshot; one that is not there is fine.
+
+        A hypervisor may refuse to, as long as several others stand on it.
+        """
 
     # --- what is kept with a machine ---------------------------------------------------------------
 

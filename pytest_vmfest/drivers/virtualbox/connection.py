@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pytest_vmfest.drivers.virtualbox import trouble
 from pytest_vmfest.drivers.virtualbox.versions import api_for
-from pytest_vmfest.errors import DriverUnavailableError, WaitTimeoutError
+from pytest_vmfest.errors import DriverError, DriverUnavailableError, WaitTimeoutError
 from pytest_vmfest.folders import make_private, writing_to
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _CONFIGURATION = Path("/etc/vbox/vbox.cfg")
 _USUAL_PLACES = (Path("/usr/lib/virtualbox"), Path("/opt/VirtualBox"))
+# Creating or removing one machine takes seconds, also when VirtualBox's service is slow.
+_REGISTRY_TIMEOUT_S = 600.0
 # Between two looks at an operation, so that interrupts are heeded.
 _SLICE_S = 0.5
 
@@ -157,9 +159,21 @@ class Connection:
 
     @contextlib.contextmanager
     def registry_lock(self) -> Iterator[None]:
-        """Have VirtualBox's registry to oneself, among all threads and processes of this user that ask."""
-        with self._registry_lock:
+        """Have VirtualBox's registry to oneself, among all threads and processes of this user that ask.
+
+        Raises `DriverError` if another one does not let it go.
+        """
+        try:
+            self._registry_lock.acquire(timeout=_REGISTRY_TIMEOUT_S)
+        except Timeout:
+            raise DriverError(
+                f"another process has locked VirtualBox's registry for {_REGISTRY_TIMEOUT_S:g} s",
+                hint=f"it holds the file {self._registry_lock.lock_file}",
+            ) from None
+        try:
             yield
+        finally:
+            self._registry_lock.release()
 
     def wait(self, progress: IProgress, deadline: Deadline, doing: str) -> None:
         """Wait for the end of an operation; raises what became of it, or `WaitTimeoutError`."""
