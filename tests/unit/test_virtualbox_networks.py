@@ -7,20 +7,23 @@ from ipaddress import IPv4Interface
 
 import pytest
 
+from pytest_vmfest.devices import NatRule
+from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.virtualbox import nat
 from pytest_vmfest.drivers.virtualbox.address import neighbour
 from pytest_vmfest.drivers.virtualbox.bridged import choose, default_route
 from pytest_vmfest.drivers.virtualbox.hostonly import interface_number, leases
 from pytest_vmfest.drivers.virtualbox.networks import (
     check_networks,
+    configure,
     create_network,
     internal_name,
     is_host_only,
     nat_slot,
     remove_network,
 )
-from pytest_vmfest.errors import ConfigurationError, DriverError
-from pytest_vmfest.specs import PrivateNic
+from pytest_vmfest.errors import ConfigurationError, DriverError, NotSupportedError
+from pytest_vmfest.specs import HardwareModel, ImageModel, MachineSpec, PrivateNic
 
 NICS = (PrivateNic("net-a", "52:54:00:00:00:01", "10.0.0.1"),)
 
@@ -129,6 +132,16 @@ def test_modes():
         "local",
         "internal",
     ]
+
+
+@pytest.mark.parametrize("network", ["nat", "local"])
+def test_ports_of_another_host(tmp_path, network):
+    """They cannot be chosen from here; it is said before anything is changed, and what can be had instead."""
+    hardware = HardwareModel("usual", 256, 1, nat_rules=(NatRule("web", 80),) if network == "local" else ())
+    spec = MachineSpec("m", ImageModel("x", tmp_path / "x.img", "raw"), hardware, network)
+    settings = DriverSettings(tmp_path, url="http://192.0.2.1:18083/")
+    with pytest.raises(NotSupportedError, match=r"(?s)http://192\.0\.2\.1:18083/ is on another.*bridged"):
+        configure(None, settings, None, spec)
 
 
 def test_private_networks(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from pytest_vmfest.config import Settings, load_settings, web_service_password
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.virtualbox.connection import connect
-from pytest_vmfest.drivers.virtualbox.soap import SoapError, _is_object, checked_url
+from pytest_vmfest.drivers.virtualbox.soap import SoapError, _is_object, checked_url, is_this_host
 from pytest_vmfest.drivers.virtualbox.trouble import OBJECT_NOT_FOUND, code_of, text_of
 from pytest_vmfest.drivers.virtualbox.wsdl import Operation, enumerations_of
 from pytest_vmfest.errors import ConfigurationError, DriverUnavailableError
@@ -126,7 +126,7 @@ def test_a_url_without_path_gets_one():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host:18083", "ftp://host/", "http://", "http://host:port/", "http://host:0"]
+    "url", ["", "host:18083", "ftp://host/", "http://", "http://host:port/", "http://host:0", "http://[::1"]
 )
 def test_what_is_no_url_of_a_web_service(url):
     """The error shows what one looks like."""
@@ -142,6 +142,20 @@ def test_passwords_in_urls_are_refused_and_not_repeated(url):
     with pytest.raises(ConfigurationError) as caught:
         checked_url(url)
     assert "hush" not in str(caught.value)
+
+
+def test_whether_a_web_service_is_on_this_host(monkeypatch):
+    """By name or address; what cannot be resolved is elsewhere."""
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        assert is_this_host(f"http://{host}:18083/")
+    assert not is_this_host("http://192.0.2.1:18083/")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked, **how: raised(socket.gaierror("unknown")))
+    assert not is_this_host("http://host:18083/")
+
+
+def raised(error):
+    """Raise it, where only an expression can be."""
+    raise error
 
 
 @contextmanager

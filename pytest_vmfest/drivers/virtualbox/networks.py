@@ -91,15 +91,15 @@ def configure(connection: Connection, settings: DriverSettings, machine: IMachin
 
 def _check_ports(settings: DriverSettings, spec: MachineSpec) -> None:
     """Refuse NAT rules on another host: its ports can neither be chosen nor looked at from here."""
-    if settings.url is None or is_this_host(settings.url):
+    wants_ports = spec.network == "nat" or spec.hardware.nat_rules
+    if not wants_ports or settings.url is None or is_this_host(settings.url):
         return
     what = "network mode nat needs" if spec.network == "nat" else "NAT rules need"
-    if spec.network == "nat" or (spec.hardware.nat_rules and nat_slot(spec.network) is not None):
-        raise NotSupportedError(
-            f"machine {spec.name!r}: {what} a VirtualBox on this host, and "
-            f"{without_password(settings.url)} is on another, where no ports can be chosen from here",
-            hint="use network mode bridged, without NAT rules: there the guest has an address of its own",
-        )
+    raise NotSupportedError(
+        f"machine {spec.name!r}: {what} a VirtualBox on this host, and "
+        f"{without_password(settings.url)} is on another, where no ports can be chosen from here",
+        hint="use network mode bridged, without NAT rules: there the guest has an address of its own",
+    )
 
 
 def _card(connection: Connection, machine: IMachine, slot: int, spec: MachineSpec) -> INetworkAdapter:

@@ -22,6 +22,7 @@ import importlib
 import io
 import logging
 import re
+import socket
 import threading
 import weakref
 from collections import Counter, deque
@@ -370,26 +371,50 @@ class SoapObject:
 
 def checked_url(url: str) -> str:
     """The URL of a web service; `ConfigurationError` for what is none, or has a password in it."""
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        port = 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        is_one = False
+    if not is_one:
         raise ConfigurationError(
-            f"{_without_password(url)!r} is not the URL of a VirtualBox web service",
+            f"{without_password(url)!r} is not the URL of a VirtualBox web service",
             hint="such as http://host:18083/",
         )
     if "@" in parts.netloc:
         raise ConfigurationError(
-            f"the URL {_without_password(url)!r} must not have a user or a password in it",
+            f"the URL {without_password(url)!r} must not have a user or a password in it",
             hint="give the user with --vm-user (user=) and the password in VMFEST_PASSWORD (password=)",
         )
     return url if parts.path else url + "/"
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"(?<=//)[^/]*@", "…@", url)
+def without_password(url: str) -> str:
+    """The URL, or what was given as one, as it may be shown.
+
+    >>> without_password("http://me:hush@host:18083/")
+    'http://…@host:18083/'
+    """
+    return re.sub(r"^(\w+://)?.*@", r"\1…@", url, flags=re.DOTALL)
+
+
+def is_this_host(url: str) -> bool:
+    """Whether a web service is on this host, as far as its name or address tells."""
+    try:
+        addresses = socket.getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_DGRAM)
+    except (OSError, ValueError):
+        return False
+    return any(_is_own(family, address) for family, _, _, _, address in addresses)
+
+
+def _is_own(family: int, address: Any) -> bool:
+    # Only a host's own addresses can be bound; nothing is sent.
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _described(url: str) -> tuple[Any, Enumerations]:
