@@ -72,6 +72,14 @@ def test_a_full_disk_is_the_stores_trouble():
     ("text", "remedy"),
     [
         ("the VirtualBox kernel driver is not loaded (VERR_VM_DRIVER_NOT_INSTALLED)", "modprobe vboxdrv"),
+        ("Kernel driver not installed (rc=-1908)", "modprobe vboxdrv"),
+        (
+            "The VirtualBox Linux kernel driver is either not loaded or not set up correctly",
+            "modprobe vboxdrv",
+        ),
+        ("WARNING: The character device /dev/vboxdrv does not exist.", "modprobe vboxdrv"),
+        ("no medium {12345678-1908-4000-8000-123456789012}", ""),
+        ("00:00:01 vboxdrv: the module is loaded, version 7.2.22", ""),
         ("VERR_SVM_IN_USE", "kvm_amd"),
         ("AMD-V is not available", "firmware"),
         ("Failed to open /dev/vboxnetctl", "vboxnetadp"),

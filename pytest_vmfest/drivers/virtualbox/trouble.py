@@ -13,15 +13,10 @@ if TYPE_CHECKING:
 
 # Result codes of the API, by the names of its reference.
 OBJECT_NOT_FOUND = 0x80BB0001
-INVALID_VM_STATE = 0x80BB0002
-FILE_ERROR = 0x80BB0004
-IPRT_ERROR = 0x80BB0005
 VM_ERROR = 0x80BB0003
+FILE_ERROR = 0x80BB0004
 INVALID_OBJECT_STATE = 0x80BB0007
-HOST_ERROR = 0x80BB0008
 INVALID_SESSION_STATE = 0x80BB000B
-OBJECT_IN_USE = 0x80BB000C
-INVALID_ARGUMENT = 0x80070057
 
 # The other side of the line is gone: VBoxSVC, or the process of a machine.
 _DEAD = frozenset({0x80004004, 0x800706BA, 0x800706BE, 0x800706BF, 0x80010108})
@@ -34,7 +29,8 @@ NO_MODULE = (
 # What VirtualBox says, and what to do about it.
 _REMEDIES = (
     (
-        r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|-1908|kernel driver (is )?not (loaded|installed)|vboxdrv",
+        r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|\(rc=-1908\)|/dev/vboxdrv\b(?! *\d)"
+        r"|[Kk]ernel driver (\(vboxdrv\) )?(is )?(either )?not (loaded|installed)",
         NO_MODULE,
     ),
     (
