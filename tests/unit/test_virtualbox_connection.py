@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import sys
+from types import SimpleNamespace
 
 import pytest
+from virtualbox.library import HostNetworkInterfaceType
 
 from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
@@ -79,16 +81,23 @@ def test_a_python_side_of_another_version(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("installed")
-def test_bindings_that_do_not_fit_this_python(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'VBoxPython3_99'"),
+        Exception("Cannot find VBoxPython module (tried: VBoxPython3_99, VBoxPython3, VBoxPython)"),
+    ],
+)
+def test_bindings_that_do_not_fit_this_python(tmp_path, monkeypatch, error):
     """VirtualBox's own bindings are built for one Python."""
 
     class Api:
         @staticmethod
         def VirtualBoxManager(style, parameters):  # noqa: N802
-            raise ImportError("No module named 'VBoxPython3_99'")
+            raise error
 
     monkeypatch.setitem(sys.modules, "vboxapi", Api)
-    with pytest.raises(DriverUnavailableError, match=r"(?s)no bindings for this Python.*VBoxPython3_99"):
+    with pytest.raises(DriverUnavailableError, match=r"no bindings for this Python.*VBoxPython3_99"):
         connection.connect(DriverSettings(tmp_path))
 
 
@@ -124,6 +133,16 @@ def working(installed, tmp_path, monkeypatch):
     cpu.write_text("flags\t\t: fpu svm\n")
     device = tmp_path / "vboxdrv"
     device.touch()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    bindings = installed / "sdk/bindings/xpcom/python/xpcom"
+    bindings.mkdir(parents=True)
+    (bindings / "__init__.py").touch()
+    (bindings / "vboxxpcom.py").write_text("import VBoxPython3\n")
+    (installed / "VBoxPython3.py").touch()
+    image_program = tmp_path / "bin/qemu-img"
+    image_program.parent.mkdir()
+    image_program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(image_program.parent))
     monkeypatch.setattr(diagnosis, "_DEVICE", device)
     monkeypatch.setattr(diagnosis, "_CPU", cpu)
     monkeypatch.setattr(diagnosis, "_MODULES", tmp_path / "modules")
@@ -135,6 +154,90 @@ def test_auto_takes_virtualbox_where_nothing_speaks_against_it(working):
     driver = load_driver("auto", DriverSettings(working))
     assert (driver.name, driver.chosen_because) == ("virtualbox", "virtualbox works here")
     assert driver.describe() == "VirtualBox 7.2.22"
+
+
+def test_no_bindings_for_this_python(working, installed):
+    """They are loaded on trial by a Python of its own, and what that says is told."""
+    (installed / "VBoxPython3.py").write_text(
+        "raise Exception('Cannot find VBoxPython module (tried: it)')\n"
+    )
+    reason = diagnosis.why_not(DriverSettings(working))
+    assert sys.executable in reason
+    assert reason.endswith("Cannot find VBoxPython module (tried: it)")
+    check = diagnosis.check(DriverSettings(working))[-1]
+    assert (check.name, check.ok) == ("VirtualBox SDK", False)
+    assert "the Python that VirtualBox was built for" in check.remedy
+
+
+@pytest.mark.parametrize("version", ["6.1.50", "7.3.0"])
+def test_versions_that_nobody_has_looked_at(working, installed, version):
+    """Those that work are named."""
+    (installed / "VBoxManage").write_text(f"#!/bin/sh\necho {version}r1\n")
+    assert f"{version} is not known" in diagnosis.why_not(DriverSettings(working))
+    assert "7.0, 7.1, 7.2" in diagnosis.check(DriverSettings(working))[0].remedy
+
+
+def test_a_python_side_that_connecting_would_refuse(working, monkeypatch):
+    """One of another version is not taken by `auto`, either."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "7.1.18")
+    assert "(vbox-sdk) is 7.1.18" in diagnosis.why_not(DriverSettings(working))
+
+
+def test_no_image_program(working):
+    """Models are converted by qemu-img; doctor names the package."""
+    (working / "bin/qemu-img").unlink()
+    assert "there is no qemu-img" in diagnosis.why_not(DriverSettings(working))
+    (check,) = [one for one in diagnosis.check(DriverSettings(working)) if one.name == "qemu-img"]
+    assert (check.ok, check.packages) == (False, ("qemu-utils",))
+
+
+class Service:
+    """What doctor asks of a connection."""
+
+    version = "7.2.22"
+
+    def __init__(self, *interfaces):
+        kinds = ("bridged", "host_only")
+        made = [
+            SimpleNamespace(name=name, interface_type=getattr(HostNetworkInterfaceType, kind))
+            for kind, names in zip(kinds, interfaces, strict=True)
+            for name in names
+        ]
+        self.vbox = SimpleNamespace(home_folder="/home/me/VB", host=SimpleNamespace(network_interfaces=made))
+
+
+def test_what_doctor_says_of_a_virtualbox_that_works(working, monkeypatch):
+    """In plain words, with one connection for all."""
+    connections = []
+
+    def connect(settings):
+        connections.append(Service(["eth0", "wlan0"], ["vboxnet0"]))
+        return connections[-1]
+
+    monkeypatch.setattr(diagnosis, "connect", connect)
+    checks = diagnosis.check(DriverSettings(working))
+    assert [check for check in checks if not check.ok] == []
+    told = "\n".join(check.detail for check in checks)
+    for part in ("version 7.2.22", "vboxdrv is loaded", "AMD-V", "KVM is not loaded", "qemu-img", "bindings"):
+        assert part in told
+    for part in ("/home/me/VB", "eth0, wlan0", "vboxnet0"):
+        assert part in told
+    assert len(connections) == 1
+    assert diagnosis.check(DriverSettings(working), connections[0]) == checks
+    assert len(connections) == 1
+
+
+def test_what_doctor_says_of_missing_networks(working, monkeypatch):
+    """A host-only interface is made when its module is there; without interfaces nothing can be bridged."""
+    settings, service = DriverSettings(working), Service([], [])
+    monkeypatch.setattr(diagnosis, "_HOST_ONLY_DEVICE", working / "vboxnetctl")
+    local, lan = diagnosis.check(settings, service)[-2:]
+    assert (local.ok, local.remedy) == (False, "sudo modprobe -a vboxnetadp vboxnetflt")
+    assert not lan.ok
+    (working / "vboxnetctl").touch()
+    local = diagnosis.check(settings, service)[-2]
+    assert local.ok
+    assert "vboxnet0 will be made" in local.detail
 
 
 def test_no_kernel_module(working):
@@ -162,3 +265,14 @@ def test_kvm_that_holds_the_cpu(working, installed, version, at_load, works):
     (installed / "VBoxManage").write_text(f"#!/bin/sh\necho {version}r1\n")
     reason = diagnosis.why_not(DriverSettings(working))
     assert (reason == "") is works, reason
+
+
+@pytest.mark.parametrize("url", ["http://me:hush@host:18083/", "http://me:hu/sh@host:1", "me:hush@host"])
+def test_a_password_in_the_url_is_shown_nowhere(tmp_path, url):
+    """Neither in the report's header nor by doctor, which has a finding instead of an error."""
+    settings = DriverSettings(tmp_path, url=url)
+    header = diagnosis.describe(settings, None)
+    assert "@host" in header
+    service = diagnosis.check(settings)[-1]
+    assert not service.ok
+    assert "sh@" not in header + service.detail + service.remedy

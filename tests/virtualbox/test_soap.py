@@ -16,10 +16,12 @@ import pytest
 
 pytest.importorskip("zeep", reason="the extra 'remote' is not installed")
 
+from pytest_vmfest.devices import NatRule
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.drivers.virtualbox import trouble
+from pytest_vmfest.drivers.virtualbox import diagnosis, nat, networks, trouble
 from pytest_vmfest.drivers.virtualbox.connection import connect, find_installation
 from pytest_vmfest.errors import ConfigurationError, DriverError, DriverUnavailableError
+from pytest_vmfest.specs import HardwareModel, ImageModel, MachineSpec
 from pytest_vmfest.waiting import Deadline, wait_for
 
 
@@ -303,6 +305,30 @@ def test_any_thread_may_call(remote):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(4)))
+
+
+def test_doctor_asks_the_web_service(url, tmp_path):
+    """Version and networks of its host are found; nothing is said of kernel modules, which are over there."""
+    checks = {check.name: check for check in diagnosis.check(DriverSettings(tmp_path, url=url))}
+    assert set(checks) == {
+        "qemu-img",
+        "VirtualBox web service",
+        "VirtualBox host-only interfaces",
+        "VirtualBox bridged interfaces",
+    }
+    assert all(check.ok for check in checks.values())
+
+
+def test_nat_on_this_host(remote, url, tmp_path):
+    """A web service that is on this host after all gives its ports."""
+    hardware = HardwareModel("usual", 256, 1, nat_rules=(NatRule("web", 80),))
+    spec = MachineSpec("soap", ImageModel("x", tmp_path / "x.img", "raw"), hardware, "nat")
+    machine = new_machine(remote, tmp_path)
+    session = locked(remote, machine)
+    networks.configure(remote, DriverSettings(tmp_path, url=url), session.machine, spec)
+    assert sorted(nat.rules(session.machine, 0)) == ["vmfest-ssh", "vmfest-web"]
+    session.unlock_machine()
+    remove(remote, machine)
 
 
 def test_passwords_are_checked_and_never_shown(connection, tmp_path, caplog):

@@ -5,21 +5,31 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.checks import Check
+from pytest_vmfest.drivers.disk_images import IMAGE_PACKAGE, find_image_program
 from pytest_vmfest.drivers.virtualbox import bridged, hostonly, trouble
-from pytest_vmfest.drivers.virtualbox.connection import connect, find_installation
-from pytest_vmfest.errors import DriverError, DriverUnavailableError
+from pytest_vmfest.drivers.virtualbox.connection import check_sdk, connect, find_installation
+from pytest_vmfest.drivers.virtualbox.soap import without_password
+from pytest_vmfest.drivers.virtualbox.versions import check_known
+from pytest_vmfest.errors import DriverUnavailableError, VmfestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from pytest_vmfest.drivers.base import DriverSettings
-    from pytest_vmfest.drivers.virtualbox.connection import Connection
+    from pytest_vmfest.drivers.virtualbox.connection import Connection, Installation
 
 _DEVICE = Path("/dev/vboxdrv")
+_HOST_ONLY_DEVICE = Path("/dev/vboxnetctl")
 _MODULES = Path("/sys/module")
 _CPU = Path("/proc/cpuinfo")
+_EXTENSIONS = {"vmx": "VT-x (vmx)", "svm": "AMD-V (svm)"}
+_LOAD_TIMEOUT_S = 20
 # From this kernel on, KVM takes the CPU's virtualization when it is loaded, not when it runs a machine.
 _KVM_HOLDS_SINCE = (6, 12)
 # From this version on, VirtualBox's module asks KVM for it.
@@ -31,13 +41,13 @@ _KVM_REMEDY = (
 
 def describe(settings: DriverSettings, connection: Connection | None) -> str:
     """One line: the version, as far as it is known without asking VirtualBox's service."""
-    where = settings.url or "this host"
+    where = without_password(settings.url) if settings.url else "this host"
     if connection is not None:
         return f"VirtualBox {connection.version} ({where})"
     if settings.url:
         return f"VirtualBox ({where})"
     try:
-        return f"VirtualBox {find_installation().version}"
+        return f"VirtualBox {find_installation().version}".rstrip()
     except DriverUnavailableError as error:
         return f"VirtualBox: {error.message}"
 
@@ -45,7 +55,8 @@ def describe(settings: DriverSettings, connection: Connection | None) -> str:
 def why_not(settings: DriverSettings) -> str:
     """Why machines cannot be run by VirtualBox; empty if nothing speaks against it.
 
-    Only files are looked at, so this is quick; where there is no VirtualBox, very quick.
+    Looks at files, asks VBoxManage for the version, and loads the bindings into a Python of its own: some
+    tenths of a second, and VirtualBox's service is not started. Where there is no VirtualBox, very quick.
     """
     if settings.url:
         return ""
@@ -53,28 +64,95 @@ def why_not(settings: DriverSettings) -> str:
         installation = find_installation()
     except DriverUnavailableError:
         return "VirtualBox is not installed"
-    if importlib.util.find_spec("vboxapi") is None:
-        return f"VirtualBox's Python side is missing ({installation.sdk_command})"
-    for check in (_check_module(), _check_cpu(), _check_kvm(installation.version)):
-        if not check.ok:
-            return check.detail
-    return ""
+    return next((check.detail for check in _look(settings, installation) if not check.ok), "")
 
 
-def check(settings: DriverSettings) -> list[Check]:
-    """Everything that machines need, tried out as far as that goes without a machine."""
+def check(settings: DriverSettings, connection: Connection | None = None) -> list[Check]:
+    """Everything that machines need, tried out as far as that goes without a machine.
+
+    ``connection`` is one that is open already; else one is tried.
+    """
     if settings.url:
-        return [_check_service(settings)]
+        return [_check_image_program(settings), *_check_service(settings, connection)]
     try:
         installation = find_installation()
     except DriverUnavailableError as error:
         return [Check("VirtualBox", False, error.message, remedy=error.hint)]
-    found = Check("VirtualBox", True, f"version {installation.version}: {installation.folder}")
-    checks = [found, _check_module(), _check_cpu(), _check_kvm(installation.version)]
+    checks = list(_look(settings, installation))
+    if checks[-1].ok:
+        checks += _check_service(settings, connection)
+    return checks
+
+
+def _look(settings: DriverSettings, installation: Installation) -> Iterator[Check]:
+    """What can be told without VirtualBox's service; its Python side, which takes longest, comes last."""
+    yield _check_version(installation)
+    yield _check_module()
+    yield _check_cpu()
+    yield _check_kvm(installation.version)
+    yield _check_image_program(settings)
+    yield _check_sdk(installation)
+
+
+def _check_version(installation: Installation) -> Check:
+    name, version = "VirtualBox", installation.version
+    if not version:
+        detail = f"{installation.folder}: its version is not known, as VBoxManage --version does not tell it"
+        return Check(name, False, detail, f"try it by hand: {installation.folder}/VBoxManage --version")
+    try:
+        check_known("_".join(version.split(".")[:2]), version)
+    except DriverUnavailableError as error:
+        return Check(name, False, error.message, error.hint)
+    return Check(name, True, f"version {version}, in {installation.folder}")
+
+
+def _check_image_program(settings: DriverSettings) -> Check:
+    try:
+        return Check("qemu-img", True, find_image_program(settings.qemu))
+    except DriverUnavailableError as error:
+        packages = () if settings.qemu else (IMAGE_PACKAGE,)
+        return Check("qemu-img", False, error.message, error.hint, packages)
+
+
+def _check_sdk(installation: Installation) -> Check:
+    """Whether VirtualBox's Python side is there, of the right version, and VirtualBox's bindings load."""
+    name = "VirtualBox SDK"
     if importlib.util.find_spec("vboxapi") is None:
-        detail = "vboxapi is not installed for this Python"
-        return [*checks, Check("VirtualBox SDK", False, detail, installation.sdk_command)]
-    return [*checks, _check_service(settings), *_check_networks(settings)]
+        detail = f"VirtualBox's Python side (vboxapi) is missing ({installation.sdk_command})"
+        return Check(name, False, detail, f"install it for this Python ({sys.executable})")
+    try:
+        check_sdk(installation)
+    except DriverUnavailableError as error:
+        return Check(name, False, error.message, error.hint)
+    reason = _why_no_bindings(installation)
+    if reason:
+        detail = f"VirtualBox's bindings cannot be loaded by this Python ({sys.executable}): {reason}"
+        remedy = "use the Python that VirtualBox was built for (Debian: the system's python3, or a virtual "
+        return Check(name, False, detail, f"{remedy}environment made with it)")
+    return Check(name, True, "vboxapi and VirtualBox's bindings are there for this Python")
+
+
+def _why_no_bindings(installation: Installation) -> str:
+    """What a Python like this one says when it loads VirtualBox's bindings; empty if it does."""
+    folder = installation.folder
+    sdk = os.environ.get("VBOX_SDK_PATH") or folder / "sdk"
+    code = "import sys; sys.path += sys.argv[1:]; import xpcom.vboxxpcom"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, folder, f"{sdk}/bindings/xpcom/python"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LOAD_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # nothing is known; connecting will tell
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.strip().splitlines()
+    return said[-1] if said else f"it ends with status {done.returncode}"
 
 
 def _check_module() -> Check:
@@ -95,7 +173,7 @@ def _check_cpu() -> Check:
     if flags is None:
         remedy = "switch it on in the host's firmware; in a virtual machine, nested virtualization"
         return Check(name, False, "the CPU has neither VT-x (vmx) nor AMD-V (svm) to give", remedy)
-    return Check(name, True, f"has {flags[1]}")
+    return Check(name, True, f"has {_EXTENSIONS[flags[1]]}")
 
 
 def _check_kvm(version: str) -> Check:
@@ -123,25 +201,41 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def _check_service(settings: DriverSettings) -> Check:
-    name = "VirtualBox service"
+def _check_service(settings: DriverSettings, connection: Connection | None) -> list[Check]:
+    """VirtualBox's service, and the networks that it knows."""
+    name = "VirtualBox web service" if settings.url else "VirtualBox service (VBoxSVC)"
     try:
-        connection = connect(settings)
-    except DriverError as error:
-        return Check(name, False, error.message, remedy=error.hint)
-    return Check(name, True, f"version {connection.version}, settings in {connection.vbox.home_folder}")
+        connection = connection or connect(settings)
+        with trouble.translated("VirtualBox's service cannot be asked"):
+            detail = f"version {connection.version} answers, settings in {connection.vbox.home_folder}"
+    except VmfestError as error:
+        return [Check(name, False, error.message, remedy=error.hint)]
+    return [Check(name, True, detail), *_check_networks(settings, connection)]
 
 
-def _check_networks(settings: DriverSettings) -> list[Check]:
+def _check_networks(settings: DriverSettings, connection: Connection) -> list[Check]:
     try:
-        connection = connect(settings)
         local = hostonly.host_only_interfaces(connection)
         lan = bridged.bridged_interfaces(connection)
-    except DriverError as error:
+    except VmfestError as error:
         return [Check("VirtualBox networks", False, error.message, remedy=error.hint)]
-    found = ", ".join(local) or "none yet"
-    made = "" if settings.local_interface in local else f"; {settings.local_interface} is made when needed"
     return [
-        Check("VirtualBox host-only interfaces", True, f"{found}{made}"),
-        Check("VirtualBox bridged interfaces", True, ", ".join(lan) or "none"),
+        _check_host_only(settings, local),
+        Check(
+            "VirtualBox bridged interfaces",
+            bool(lan),
+            ", ".join(lan) or "none: network mode bridged cannot be had",
+        ),
     ]
+
+
+def _check_host_only(settings: DriverSettings, there: Iterable[str]) -> Check:
+    name = "VirtualBox host-only interfaces"
+    wanted = settings.local_interface
+    if wanted in there:
+        return Check(name, True, ", ".join(there))
+    found = ", ".join(there) or "none"
+    if settings.url is None and not _HOST_ONLY_DEVICE.exists():
+        detail = f"{found}; {wanted} cannot be made without the module vboxnetadp, which is not loaded"
+        return Check(name, False, detail, "sudo modprobe -a vboxnetadp vboxnetflt")
+    return Check(name, True, f"{found}; {wanted} will be made when it is needed")

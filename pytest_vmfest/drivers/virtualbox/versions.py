@@ -97,10 +97,15 @@ def api_for(api_version: str, version: str) -> Api70:
 
     Raises `DriverUnavailableError` for versions that nobody has looked at.
     """
+    check_known(api_version, version)
+    return KNOWN[api_version]()
+
+
+def check_known(api_version: str, version: str) -> None:
+    """Raise `DriverUnavailableError` for versions that nobody has looked at."""
     if api_version not in KNOWN:
         known = ", ".join(name.replace("_", ".") for name in KNOWN)
         raise DriverUnavailableError(
             f"VirtualBox {version} is not known to this driver",
             hint=f"versions that work are {known}",
         )
-    return KNOWN[api_version]()
