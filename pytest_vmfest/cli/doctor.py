@@ -17,7 +17,7 @@ from pytest_vmfest.cli.setup import examples, json_option, with_setup
 from pytest_vmfest.cli.units import size
 from pytest_vmfest.drivers import DRIVERS, driver_class
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import DriverUnavailableError, VmfestError
+from pytest_vmfest.errors import VmfestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,17 +136,22 @@ def check_ssh() -> list[Check]:
 
 
 def _examine_driver(name: str, setup: Setup) -> Finding:
-    driver = driver_class(name)(DriverSettings.of(setup.settings, setup.home))
-    examined = _examined("driver", name, driver.check)
+    """A driver that opens may still lack what machines need, and do without something that it checks."""
+    settings = DriverSettings.of(setup.settings, setup.home)
+    driver = driver_class(name)(settings)
+    reason, hint = driver.why_not(settings), ""
     try:
         driver.open()
-    except DriverUnavailableError as error:
-        # A driver may do without something that it checks, but never works without saying why not.
-        if all(check.ok for check in examined.checks):
-            examined.checks.append(Check(name, False, error.message, error.hint))
-        return Finding("driver", name, False, examined.checks)
-    driver.close()
-    return Finding("driver", name, True, examined.checks)
+    except VmfestError as error:
+        reason, hint = error.message, error.hint
+    try:
+        checks = _examined("driver", name, driver.check).checks
+    finally:
+        driver.close()
+    # It never fails to work without saying why.
+    if reason and all(check.ok for check in checks):
+        checks.append(Check(name, False, reason, hint))
+    return Finding("driver", name, not reason, checks)
 
 
 def _examined(kind: str, name: str, look: Callable[[], list[Check]]) -> Finding:

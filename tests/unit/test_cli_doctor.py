@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pytest_vmfest.checks import Check
 from pytest_vmfest.cli import doctor, install, main
-from pytest_vmfest.errors import DriverUnavailableError, StoreError
+from pytest_vmfest.errors import ConfigurationError, DriverUnavailableError, StoreError
 from pytest_vmfest.images import recipes
 
 APT_GET = """\
@@ -33,6 +33,11 @@ class HyperDriver:
 
     def __init__(self, settings):
         self.settings = settings
+
+    @classmethod
+    def why_not(cls, settings):
+        """Nothing."""
+        return ""
 
     def check(self):
         """One finding that matters, and one that the driver does without."""
@@ -123,6 +128,35 @@ def test_is_well_when_a_driver_opens_though_a_finding_is_not(host):
         ("driver", True), ("recipe", True), ("store", True), ("command", True),
     ]  # fmt: skip
     assert [check["ok"] for check in found["findings"][0]["checks"]] == [True, False]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["said by a check", "said by none"])
+def test_a_driver_that_opens_and_cannot_run_machines(host, monkeypatch, alone):
+    """What the driver itself says against it counts; if no finding tells it, there is one more."""
+    for name in ("hyper", "mkdisk"):
+        (host / "bin" / name).symlink_to("/bin/true")
+    monkeypatch.setattr(HyperDriver, "why_not", lambda self, settings: "its module is not loaded")
+    if alone:
+        monkeypatch.setattr(HyperDriver, "check", lambda self: [Check("hyper", True, "found")])
+    result = vmfest()
+    assert result.exit_code == 1
+    assert "driver hyper: does not work" in result.stdout
+    assert ("its module is not loaded" in result.stdout) is alone
+
+
+def test_a_configuration_that_a_driver_refuses(host, monkeypatch):
+    """It is a finding of that driver, not the end of all findings."""
+
+    def refuse(self):
+        raise ConfigurationError("'nonsense' is not the URL of a web service", hint="such as http://host/")
+
+    monkeypatch.setattr(HyperDriver, "open", refuse)
+    monkeypatch.setattr(HyperDriver, "check", refuse)
+    result = vmfest()
+    assert result.exit_code == 1
+    assert "driver hyper: does not work" in result.stdout
+    assert result.stdout.count("'nonsense' is not the URL") == 1
+    assert "store" in result.stdout
 
 
 def test_fails_when_only_a_recipe_lacks_a_tool(host):
