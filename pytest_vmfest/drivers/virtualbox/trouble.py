@@ -29,7 +29,7 @@ NO_MODULE = (
 # What VirtualBox says, and what to do about it.
 _REMEDIES = (
     (
-        r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|\(rc=-1908\)|/dev/vboxdrv\b(?! *\d)"
+        r"VERR_VM_DRIVER_(NOT_INSTALLED|LOAD_ERROR)|\(rc=-1908\)|/dev/vboxdrv\b"
         r"|[Kk]ernel driver (\(vboxdrv\) )?(is )?(either )?not (loaded|installed)",
         NO_MODULE,
     ),
