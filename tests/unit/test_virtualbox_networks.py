@@ -2,14 +2,16 @@
 
 import os
 import socket
+import time
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_vmfest.devices import NatRule
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.drivers.virtualbox import nat
+from pytest_vmfest.drivers.virtualbox import address, hostonly, nat
 from pytest_vmfest.drivers.virtualbox.address import neighbour
 from pytest_vmfest.drivers.virtualbox.bridged import choose, default_route
 from pytest_vmfest.drivers.virtualbox.hostonly import interface_number, leases
@@ -60,6 +62,68 @@ def test_too_small_a_host_only_network():
     """A network without room for the range is left to the user."""
     with pytest.raises(DriverError, match=r"(?s)192\.168\.56\.0/25 is too small.*VBoxManage dhcpserver"):
         leases(IPv4Interface("192.168.56.1/25"))
+
+
+class Interface:
+    """A host-only interface as VirtualBox tells of it."""
+
+    def __init__(self, name, address="192.168.56.1", mask="255.255.255.0"):
+        self.name = self.id_p = name
+        self.ip_address, self.network_mask = address, mask
+
+
+def test_an_interface_whose_making_failed_is_removed(monkeypatch):
+    """Those that were made on the way to the wanted one do not stay either."""
+    removed = []
+    made = iter([Interface("vboxnet0"), Interface("vboxnet1")])
+    waits = iter([None, DriverError("it failed")])
+
+    def wait(*_):
+        if error := next(waits):
+            raise error
+
+    host = SimpleNamespace(create_host_only_network_interface=lambda: (next(made), None))
+    connection = SimpleNamespace(vbox=SimpleNamespace(host=host), wait=wait)
+    monkeypatch.setattr(hostonly, "_remove", lambda _, interface: removed.append(interface.name))
+    with pytest.raises(DriverError, match="it failed"):
+        hostonly._create(connection, "vboxnet1", 1)
+    assert removed == ["vboxnet0", "vboxnet1"]
+
+
+def test_a_host_only_interface_without_a_mask():
+    """The error says how to give it one."""
+    with pytest.raises(
+        DriverError, match=r"(?s)vboxnet1 has no address.*ipconfig vboxnet1 .*192\.168\.57\.1"
+    ):
+        hostonly._address(Interface("vboxnet1", mask=""), 1)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "heard", "expected"), [(60, False, True), (-60, False, False), (-60, True, True)]
+)
+def test_leases(monkeypatch, tmp_path, left_s, heard, expected):
+    """One that is over counts if its guest answers at the address: it was halted, and believes to have it."""
+    table, mac = tmp_path / "arp", "080027010203"
+    flags = "0x2" if heard else "0x0"
+    table.write_text(f"IP address\n127.0.0.9 0x1 {flags} 08:00:27:01:02:03 * vboxnet0\n")
+    monkeypatch.setattr(address.neighbour, "__defaults__", (table,))
+    lease = ("127.0.0.9", "acked", 0, time.time() + left_s)
+    server = SimpleNamespace(
+        network_name=hostonly.network_name("vboxnet0"),
+        _i=SimpleNamespace(findLeaseByMAC=lambda *_: lease),
+    )
+    connection = SimpleNamespace(vbox=SimpleNamespace(dhcp_servers=[server]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as guest:
+        monkeypatch.setattr(address, "_DISCARD_PORT", _bound_port(guest))
+        guest.settimeout(5)
+        assert address._lease(connection, "vboxnet0", mac) == ("127.0.0.9" if expected else None)
+        if left_s < 0:
+            assert guest.recv(1) == b""
+
+
+def _bound_port(guest):
+    guest.bind(("127.0.0.9", 0))
+    return guest.getsockname()[1]
 
 
 # --- bridged ---------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _NEIGHBOURS = Path("/proc/net/arp")
 _GUEST_NETS = "/VirtualBox/GuestInfo/Net"
+_DISCARD_PORT = 9
 _COMPLETE = 0x2  # ATF_COM of Linux's if_arp.h
 # The server has not written its file yet, or has not heard of the guest.
 _NOT_YET = (trouble.FILE_ERROR, trouble.OBJECT_NOT_FOUND)
@@ -51,8 +54,18 @@ def _lease(connection: Connection, interface: str, mac: str) -> str | None:
         if trouble.ignoring(error, *_NOT_YET):
             return None
         raise
-    # Machines come and go, and the server remembers who had an address long ago.
-    return str(address) if state == "acked" and expires > time.time() else None
+    if state == "acked" and expires > time.time():
+        return str(address)
+    # Machines come and go, and the server remembers who had an address long ago. But a guest that was halted
+    # or went back to a snapshot still uses an address that it believes to have.
+    _knock(str(address))
+    return str(address) if neighbour(mac) == str(address) else None
+
+
+def _knock(address: str) -> None:
+    """Make this host ask for the neighbour with the address; the answer is in its table later."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as knocking:
+        knocking.sendto(b"", socket.MSG_DONTWAIT, (address, _DISCARD_PORT))
 
 
 def _told_by_additions(machine: IMachine, mac: str) -> str | None:

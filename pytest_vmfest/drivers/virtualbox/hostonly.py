@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.virtualbox import trouble
-from pytest_vmfest.errors import ConfigurationError, DriverError
+from pytest_vmfest.errors import ConfigurationError, DriverError, WaitTimeoutError
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -79,18 +79,14 @@ def _create(connection: Connection, name: str, number: int) -> IHostNetworkInter
         for _ in range(number + 1):
             with trouble.translated(doing):
                 interface, progress = connection.vbox.host.create_host_only_network_interface()
+            others.append(interface)
             connection.wait(progress, Deadline(_CREATE_TIMEOUT_S), doing)
             if str(interface.name) == name:
-                try:
-                    _address(interface, number)
-                except BaseException:
-                    others.append(interface)
-                    raise
-                return interface
-            others.append(interface)
+                _address(interface, number)
+                return others.pop()
     finally:
         for other in others:
-            with suppress(DriverError):
+            with suppress(DriverError, WaitTimeoutError):
                 _remove(connection, other)
     made = ", ".join(str(other.name) for other in others)
     raise DriverError(
@@ -112,7 +108,14 @@ def _address(interface: IHostNetworkInterface, number: int) -> IPv4Interface:
         if address in ("", "0.0.0.0"):
             address, mask = f"192.168.{_FIRST_NET + number}.1", _MASK
             interface.enable_static_ip_config(address, mask)
+    try:
         return IPv4Interface(f"{address}/{mask}")
+    except ValueError as error:
+        raise DriverError(
+            f"the host-only interface {name} has no address that can be used: {error}",
+            hint=f"give it one: VBoxManage hostonlyif ipconfig {name} "
+            f"--ip=192.168.{_FIRST_NET + number}.1 --netmask={_MASK}",
+        ) from error
 
 
 def _ensure_dhcp(connection: Connection, name: str, host: IPv4Interface) -> None:
