@@ -122,8 +122,6 @@ def log_in(address: str, image: ImageModel, *, used: bool = False) -> None:
                            timeout=1, banner_timeout=10, look_for_keys=False, allow_agent=False)  # fmt: skip
             status = client.exec_command(FRESH)[1].channel.recv_exit_status()
             assert status == (0 if used else 7), "this is not the machine that it should be"
-                "this machine was used before" if not used else "it is not the same"
-            )
             return
         except (OSError, EOFError, paramiko.SSHException):
             time.sleep(0.1)

@@ -72,7 +72,7 @@ class VirtualBoxDriver(Driver):
 
     @classmethod
     def why_not(cls, settings: DriverSettings) -> str:
-        """Why VirtualBox cannot be used here, as far as files tell."""
+        """Why VirtualBox cannot be used here, found out without its service; empty if nothing does."""
         return diagnosis.why_not(settings)
 
     def open(self) -> None:
@@ -90,7 +90,7 @@ class VirtualBoxDriver(Driver):
 
     def check(self) -> list[Check]:
         """Version, kernel modules, SDK, service, networks."""
-        return diagnosis.check(self.settings)
+        return diagnosis.check(self.settings, self._open.connection if self._open else None)
 
     # --- private networks --------------------------------------------------------------------------
 
