@@ -38,13 +38,18 @@ def image(tmp_path):
 @pytest.fixture
 def bases(home):
     """The bases of the store."""
-    return Bases(home, lambda: "qemu-img")
+    return Bases(home, "/settings", lambda: "qemu-img")
 
 
 def make(bases, image):
     """Make a base."""
     with bases.hold(image):
         return bases.make(image)
+
+
+def files(home):
+    """The endings of all files in the cache."""
+    return {path.suffix for path in (home / "cache").rglob("*") if path.is_file()}
 
 
 def program(tmp_path, script):
@@ -82,7 +87,7 @@ def test_one_home_by_two_paths(bases, image, home, tmp_path):
     """Bases are in one place, however the way to the store is written."""
     base = make(bases, image)
     (tmp_path / "link").symlink_to(home)
-    assert Bases(tmp_path / "link", lambda: "qemu-img").find(image) == [base]
+    assert Bases(tmp_path / "link", "/settings", lambda: "qemu-img").find(image) == [base]
 
 
 def test_tidying(bases, image, home):
@@ -102,7 +107,7 @@ def test_tidying(bases, image, home):
     bases.tidy({kept})
     assert kept.exists()
     bases.tidy(())
-    assert [path.suffix for path in kept.parent.iterdir()] == [".lock"]
+    assert files(home) == {".lock"}
 
 
 def test_a_model_that_changes_while_it_is_read(image, home, tmp_path):
@@ -112,13 +117,13 @@ def test_a_model_that_changes_while_it_is_read(image, home, tmp_path):
         f"[ -e {tmp_path}/done ] || touch -d @1 {image.disk};"
         f' touch {tmp_path}/done; exec {shutil.which("qemu-img")} "$@"',
     )
-    base = make(Bases(home, lambda: once), image)
-    assert Bases(home, lambda: once).find(image) == [base]
+    base = make(Bases(home, "/settings", lambda: once), image)
+    assert Bases(home, "/settings", lambda: once).find(image) == [base]
     always = program(
         tmp_path, f'echo >> {image.disk}; truncate -s +511 {image.disk}; exec {shutil.which("qemu-img")} "$@"'
     )
     with pytest.raises(ImageInvalidError, match="changes while it is read"):
-        make(Bases(home, lambda: always), image)
+        make(Bases(home, "/settings", lambda: always), image)
     assert not any(base.parent.glob("new-*"))
 
 
@@ -126,8 +131,8 @@ def test_a_full_disk(image, home, tmp_path):
     """It is told as such, and nothing is left of the base."""
     full = program(tmp_path, "shift 6; echo half > $1; echo 'qemu-img: No space left on device' >&2; exit 1")
     with pytest.raises(StoreError, match="No space left"):
-        make(Bases(home, lambda: full), image)
-    assert [path.suffix for path in Bases(home, str).folder.iterdir()] == [".lock"]
+        make(Bases(home, "/settings", lambda: full), image)
+    assert files(home) == {".lock"}
 
 
 def test_a_cache_that_cannot_be_written(bases, image, home):
@@ -144,14 +149,16 @@ def test_killed_while_converting(bases, image, home, tmp_path):
     code = (
         "import sys; from pathlib import Path; from pytest_vmfest.specs import ImageModel;"
         "from pytest_vmfest.drivers.virtualbox.media import Media;"
-        "Media(None, Path(sys.argv[1]), lambda: sys.argv[2])"
+        "from types import SimpleNamespace as N;"
+        "vbox = N(machines=[], home_folder='/settings');"
+        "Media(N(vbox=vbox, is_local=True), Path(sys.argv[1]), lambda: sys.argv[2])"
         ".prepare(ImageModel('thing', Path(sys.argv[3]), 'raw'))"
     )
     done = subprocess.run([sys.executable, "-c", code, home, deadly, image.disk], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(bases.folder.glob("new-*"))) == 1
     assert bases.find(image) == []
-    Media(None, home).prepare(image)
+    Media(connection(), home).prepare(image)
     assert not any(bases.folder.glob("new-*"))
     assert len(bases.find(image)) == 1
 
@@ -159,35 +166,72 @@ def test_killed_while_converting(bases, image, home, tmp_path):
 def test_many_prepare_at_once(bases, image, home):
     """One converts, the others wait."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: Media(None, home).prepare(image), range(8)))
+        list(pool.map(lambda _: Media(connection(), home).prepare(image), range(8)))
     assert len(bases.find(image)) == 1
 
 
 def test_checking(image, home, tmp_path):
     """A damaged model is refused until a base was made of it; then no program is needed."""
     with pytest.raises(ImageInvalidError, match=r"'thing': .*gone cannot be read"):
-        Media(None, home).check(ImageModel("thing", tmp_path / "gone", "raw"))
+        Media(connection(), home).check(ImageModel("thing", tmp_path / "gone", "raw"))
     with pytest.raises(ImageInvalidError, match="holds raw, not vdi"):
-        Media(None, home).check(ImageModel("thing", image.disk, "vdi"))
-    Media(None, home).prepare(image)
-    Media(None, home, lambda: "/no/such/program").check(image)
+        Media(connection(), home).check(ImageModel("thing", image.disk, "vdi"))
+    Media(connection(), home).prepare(image)
+    Media(connection(), home, lambda: "/no/such/program").check(image)
 
 
 def connection(*machines):
     """As much of VirtualBox as is asked for the owner of a disk."""
     known = [SimpleNamespace(id_p=name, name=name) for name in machines]
-    return SimpleNamespace(vbox=SimpleNamespace(machines=known, home_folder="/settings"))
+    return SimpleNamespace(vbox=SimpleNamespace(machines=known, home_folder="/settings"), is_local=True)
 
 
-@pytest.mark.parametrize("registry", ["/settings", "/settings of another user"])
-def test_a_model_whose_own_disk_is_in_use(image, home, registry):
-    """Nobody else can use it while its machine is there, or may be in another VirtualBox."""
-    Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", registry))
-    with pytest.raises(ImageInUseError, match="in use by machine owner") as caught:
+def test_a_model_whose_own_disk_is_in_use(image, home):
+    """Nobody else can use it while its machine is there."""
+    Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", "/settings"))
+    with pytest.raises(ImageInUseError, match=r"(?s)in use by machine owner.*instance destroy") as caught:
         Media(connection("owner"), home).prepare(image)
     assert caught.value.users == ("owner",)
-    if registry == "/settings":
-        Media(connection(), home).prepare(image)
+    Media(connection(), home).prepare(image)
+
+
+def test_a_model_whose_own_disk_another_virtualbox_uses(image, home, tmp_path):
+    """Its machine cannot be seen; the error tells where it is, and what to do when that is no more."""
+    Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", "remote:/settings"))
+    note = next((home / "virtualbox" / "permanent").iterdir())
+    with pytest.raises(ImageInUseError, match=f"(?s)of the VirtualBox .*remote:/settings.*remove {note}"):
+        Media(connection("owner"), home).prepare(image)
+    (tmp_path / "settings").mkdir()
+    Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", str(tmp_path / "settings")))
+    with pytest.raises(ImageInUseError, match=f"of the VirtualBox .*{tmp_path}"):
+        Media(connection("owner"), home).prepare(image)
+    (tmp_path / "settings").rmdir()
+    Media(connection("owner"), home).prepare(image)
+
+
+def test_every_virtualbox_has_its_bases(bases, image, home):
+    """One does not know what another uses, and leaves it alone."""
+    mine = make(bases, image)
+    other = Bases(home, "/settings of another", lambda: "qemu-img")
+    assert other.find(image) == []
+    image.disk.write_bytes(os.urandom(MIB))
+    theirs = make(other, image)
+    other.tidy({theirs})
+    assert mine.exists()
+    assert Bases(home, "/settings", lambda: "qemu-img").find(image) == []
+
+
+def test_holding_a_model(bases, image, home):
+    """Who holds it may do so again; nobody else, of whichever VirtualBox, can meanwhile."""
+    other = Bases(home, "/settings of another", lambda: "qemu-img")
+    with ThreadPoolExecutor(1) as pool:
+        with bases.hold(image), bases.hold(image):
+            made = pool.submit(make, other, image)
+            with pytest.raises(TimeoutError):
+                made.result(0.2)
+            assert other.find(image) == []
+            bases.make(image)
+        assert made.result(60).exists()
 
 
 def test_formats_that_cannot_be_written(image, home):

@@ -5,13 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pytest_vmfest.drivers.virtualbox.media import CONTROLLER, Media
+from pytest_vmfest.drivers.virtualbox.hardware import DISK_CONTROLLER
+from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.errors import (
     ImageInUseError,
     ImageInvalidError,
@@ -57,7 +59,7 @@ class Lab:
         vbox = self.connection.vbox
         file = self.folder(name) / f"{name}.vbox"
         machine = self.connection.api.create_machine(vbox, str(file), name, ["/vmfest"], "Linux_64")
-        machine.add_storage_controller(CONTROLLER, StorageBus.sata)
+        machine.add_storage_controller(DISK_CONTROLLER, StorageBus.sata)
         vbox.register_machine(machine)
         return vbox.find_machine(name)
 
@@ -82,7 +84,7 @@ class Lab:
 
     def disk(self, name: str):
         """The medium that a machine has."""
-        return self.connection.vbox.find_machine(name).get_medium(CONTROLLER, 0, 0)
+        return self.connection.vbox.find_machine(name).get_medium(DISK_CONTROLLER, 0, 0)
 
     def destroy(self, name: str) -> None:
         """Remove a machine as the driver does."""
@@ -96,7 +98,7 @@ class Lab:
 
     def bases(self) -> list[Path]:
         """The files of bases in the cache."""
-        return sorted((self.home / "cache" / "virtualbox").glob("*.vdi"))
+        return sorted((self.home / "cache" / "virtualbox").glob("*/*.vdi"))
 
     def base_of(self, name: str):
         """The medium that a machine's disk stands on in the end."""
@@ -305,7 +307,7 @@ def test_a_full_disk(lab, tmp_path):
     lab.media = Media(lab.connection, lab.home, program=lambda: str(full))
     with pytest.raises(StoreError, match="No space left"):
         lab.media.prepare(lab.image())
-    left = {path.suffix for path in (lab.home / "cache" / "virtualbox").iterdir()}
+    left = {path.suffix for path in (lab.home / "cache" / "virtualbox").rglob("*") if path.is_file()}
     assert left <= {".lock"}
 
 
@@ -394,11 +396,52 @@ def test_the_models_own_disk_is_in_use_by_a_foreign_machine(lab):
     image = lab.image("vdi")
     with lab.locked(lab.create("foreign")) as machine:
         medium = lab.connection.vbox.open_medium(str(image.disk), *_hard_disk())
-        machine.attach_device(CONTROLLER, 0, 0, _hard_disk()[0], medium)
+        machine.attach_device(DISK_CONTROLLER, 0, 0, _hard_disk()[0], medium)
         machine.save_settings()
     with pytest.raises(ImageInUseError, match="in use by machine foreign"):
         lab.attached("two", image, permanent=True)
     assert image.disk.stat().st_mode & 0o777 == 0o400
+    lab.destroy("foreign")
+    assert lab.media_known() == [str(image.disk)]
+    lab.attached("three", image, permanent=True)
+    lab.destroy("three")
+    assert lab.media_known() == [str(image.disk)]
+    medium.close()
+
+
+def test_nobody_waits_for_the_registry_while_a_model_is_converted(lab, monkeypatch):
+    """Who wants a model's own disk waits for the model before taking the registry's lock."""
+    image = lab.image("vdi")
+    asked = threading.Event()
+    hold = lab.media._bases.hold
+
+    def asking(model):
+        asked.set()
+        return hold(model)
+
+    with ThreadPoolExecutor(1) as pool, hold(image):
+        monkeypatch.setattr(lab.media._bases, "hold", asking)
+        attached = pool.submit(lab.attached, "one", image, permanent=True)
+        assert asked.wait(10)
+        lab.connection._registry_lock.acquire(timeout=5)
+        lab.connection._registry_lock.release()
+        assert not attached.done()
+    assert str(attached.result().location) == str(image.disk)
+
+
+def test_a_machines_disk_that_nobody_uses(lab):
+    """One that a killed process made and did not save is closed and removed with the next machine."""
+    from virtualbox.library import AccessMode, DeviceType, MediumVariant
+
+    lab.folder("half").mkdir(parents=True)
+    file = lab.folder("half") / "scsi-0.vdi"
+    medium = lab.connection.vbox.create_medium("VDI", str(file), AccessMode.read_write, DeviceType.hard_disk)
+    lab.connection.wait(medium.create_base_storage(MIB, [MediumVariant.standard]), Deadline(20), "no disk")
+    assert lab.media_known() == [str(file)]
+    lab.create("one")
+    lab.destroy("one")
+    assert lab.media_known() == []
+    assert not file.exists()
 
 
 def test_the_models_own_disk_is_a_copy_of_a_registered_one(lab):
@@ -423,6 +466,7 @@ import os, sys
 from pathlib import Path
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.virtualbox.connection import connect
+from pytest_vmfest.drivers.virtualbox.hardware import DISK_CONTROLLER
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.specs import ImageModel
 from virtualbox import library

@@ -3,17 +3,21 @@
 A base is a VDI of the driver's own, also for models that are VDIs: two copies of one VDI have the same UUID,
 and VirtualBox would refuse the second. Its name, ``<cache_name>-<token>.vdi``, changes when the model's file
 does, and is never used twice: VirtualBox remembers what stood where. ``<place>.json`` beside the bases of a
-model tells which disk they were made of.
+model tells which disk they were made of. Every VirtualBox has bases of its own: it does not know which ones
+others use.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from pytest_vmfest.drivers.disk_images import ImageTool, cache_name, invalid
 from pytest_vmfest.folders import make_private, writing_to
@@ -32,12 +36,19 @@ _ATTEMPTS = 3
 
 
 class Bases:
-    """The base disks in ``home/cache/virtualbox``. Processes and threads may use it at once."""
+    """One VirtualBox's base disks, in ``home/cache/virtualbox``. Processes and threads may use it at once."""
 
-    def __init__(self, home: Path, program: Callable[[], str], progress: Progress = silent) -> None:
-        """``program`` finds ``qemu-img``; it is asked when one is needed. Touches nothing."""
+    def __init__(
+        self, home: Path, registry: str, program: Callable[[], str], progress: Progress = silent
+    ) -> None:
+        """``registry`` tells the VirtualBox from others; ``program`` finds ``qemu-img``, when one is needed.
+
+        Touches nothing.
+        """
         # VirtualBox takes one file by two paths for two disks of the same UUID.
-        self.folder = home.resolve() / "cache" / "virtualbox"
+        self._cache = home.resolve() / "cache" / "virtualbox"
+        self.folder = self._cache / hashlib.sha256(registry.encode()).hexdigest()[:8]
+        self._locks: dict[str, FileLock] = {}
         self._home = home
         self._program = program
         self._progress = progress
@@ -52,12 +63,15 @@ class Bases:
 
     @contextmanager
     def hold(self, image: ImageModel) -> Iterator[None]:
-        """Be the only one, of all processes and threads, that reads or writes the model's disk as a whole."""
-        import filelock
+        """Be the only one, of all processes and threads, that reads or writes the model's disk as a whole.
 
+        Who holds it may hold it again. It can take as long as a conversion, so nobody else is to wait for
+        what the caller has locked: this comes before the lock of VirtualBox's registry.
+        """
+        place = _place(_key(image))
         with writing_to(self.folder):
             make_private(self.folder)
-            lock = filelock.FileLock(self.folder / f"{_place(_key(image))}.lock")
+            lock = self._locks.setdefault(place, FileLock(self._cache / f"{place}.lock"))
             lock.acquire()
         try:
             yield

@@ -5,8 +5,11 @@ The network cards are `networks`' matter.
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.devices import Dvd, ExistingDisk, NewDisk
@@ -15,8 +18,7 @@ from pytest_vmfest.errors import ConfigurationError, clean_up_after
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from virtualbox.library import IMachine, IMedium
 
@@ -33,6 +35,7 @@ _BOOT_POSITIONS = 4
 # FirmwareBootMenuMode_Disabled; before 7.1, BIOSBootMenuMode_Disabled.
 _NO_BOOT_MENU = 0
 _CREATE_TIMEOUT_S = 60.0
+_OPENED_KEY = "vmfest/media"
 
 
 def os_type(connection: Connection, spec: MachineSpec) -> str:
@@ -84,7 +87,8 @@ def configure(connection: Connection, machine: IMachine, spec: MachineSpec) -> N
 def attach(connection: Connection, machine: IMachine, spec: MachineSpec, folder: Path) -> None:
     """Give a registered machine, which is write-locked, its further disks, DVDs and shared folders.
 
-    New disks are made in the machine's ``folder``. The caller saves the settings. Raises
+    New disks are made in the machine's ``folder``. Each device is saved at once: what is attached and not
+    saved is not told when the machine is unregistered. Shared folders are for the caller to save. Raises
     `ConfigurationError` for files that are not there, `DriverError`, `StoreError`.
     """
     doing = f"machine {spec.name!r}"
@@ -92,12 +96,15 @@ def attach(connection: Connection, machine: IMachine, spec: MachineSpec, folder:
         for index, device in enumerate(controller.devices):
             where = f"{doing}: controller {controller.name!r}, device {index}"
             with trouble.translated(where):
-                medium = _medium(connection, device, folder / f"{controller.name}-{index}.vdi", where)
+                new_file = folder / f"{controller.name}-{index}.vdi"
+                medium = _medium(connection, machine, device, new_file, where)
                 try:
                     _plug_in(machine, controller, index, device, medium)
                 except BaseException as error:
-                    clean_up_after(error, partial(_drop, connection, device, medium))
+                    if medium is not None and isinstance(device, NewDisk):
+                        clean_up_after(error, partial(_delete, connection, medium))
                     raise
+                machine.save_settings()
     for shared in spec.hardware.shared_folders:
         if not shared.path.is_dir():
             raise ConfigurationError(
@@ -108,14 +115,12 @@ def attach(connection: Connection, machine: IMachine, spec: MachineSpec, folder:
             machine.create_shared_folder(shared.name, str(shared.path), not shared.read_only, False, "")
 
 
-def own_media(media: Sequence[IMedium], folder: Path) -> tuple[list[IMedium], list[IMedium]]:
-    """Those media that lie in a machine's ``folder`` and go with it, and those that are somebody else's.
-
-    Of what ``unregister`` returns, only the first may be given to ``delete_config``, which deletes files;
-    the others are to be closed afterwards (and stay open if another machine has them).
-    """
-    own = [medium for medium in media if str(medium.location).startswith(f"{folder}/")]
-    return own, [medium for medium in media if medium not in own]
+def opened_media(machine: IMachine) -> list[Path]:
+    """The user's files that VirtualBox did not know before machines of ours were given them."""
+    try:
+        return [Path(path) for path in json.loads(machine.get_extra_data(_OPENED_KEY))]
+    except ValueError:
+        return []
 
 
 def _needs_many(controllers: Sequence[StorageController]) -> bool:
@@ -147,11 +152,15 @@ def _add_controller(machine: IMachine, name: str, bus: str, devices: int) -> Non
         controller.port_count = max(devices, 1)
 
 
-def _medium(connection: Connection, device: Device, new_file: Path, where: str) -> IMedium | None:
+def _medium(
+    connection: Connection, machine: IMachine, device: Device, new_file: Path, where: str
+) -> IMedium | None:
     from virtualbox.library import AccessMode, DeviceType, MediumVariant
 
     vbox = connection.vbox
     if isinstance(device, NewDisk):
+        if new_file in _known(vbox.hard_disks):  # what a killed process had attached and not saved
+            new_file = new_file.with_stem(f"{new_file.stem}-{secrets.token_hex(4)}")
         medium = vbox.create_medium("VDI", str(new_file), AccessMode.read_write, DeviceType.hard_disk)
         progress = medium.create_base_storage(device.size_mib * 1024 * 1024, [MediumVariant.standard])
         connection.wait(progress, Deadline(_CREATE_TIMEOUT_S), f"{where}: a new disk cannot be made")
@@ -161,17 +170,33 @@ def _medium(connection: Connection, device: Device, new_file: Path, where: str) 
     if not device.path.is_file():
         raise ConfigurationError(f"{where}: there is no file {device.path}")
     with trouble.translated(f"{where}: {device.path} cannot be opened"):
+        _note_opening(connection, machine, device.path.absolute())
         if isinstance(device, ExistingDisk):
             return vbox.open_medium(str(device.path), DeviceType.hard_disk, AccessMode.read_write, False)
         return vbox.open_medium(str(device.path), DeviceType.dvd, AccessMode.read_only, False)
 
 
-def _drop(connection: Connection, device: Device, medium: IMedium | None) -> None:
-    """Forget a medium that could not be attached; a file that we made goes, too."""
-    if medium is not None and isinstance(device, NewDisk):
-        connection.wait(medium.delete_storage(), Deadline(_CREATE_TIMEOUT_S), "a new disk cannot be removed")
-    elif medium is not None:
-        medium.close()
+def _note_opening(connection: Connection, machine: IMachine, path: Path) -> None:
+    """Note a file that is to be closed after the machine: not one that the user had opened before."""
+    vbox, own = connection.vbox, opened_media(machine)
+    if path in own:
+        return
+    if path.resolve() in _known((*vbox.hard_disks, *vbox.dvd_images)) and not any(
+        other.accessible and path in opened_media(other) for other in vbox.machines
+    ):
+        return
+    machine.set_extra_data(_OPENED_KEY, json.dumps([str(each) for each in (*own, path)]))
+
+
+def _known(media: Iterable[IMedium]) -> Iterator[Path]:
+    """The files of media and of all that stand on them."""
+    for medium in media:
+        yield Path(str(medium.location)).resolve()
+        yield from _known(medium.children)
+
+
+def _delete(connection: Connection, medium: IMedium) -> None:
+    connection.wait(medium.delete_storage(), Deadline(_CREATE_TIMEOUT_S), "a new disk cannot be removed")
 
 
 def _plug_in(

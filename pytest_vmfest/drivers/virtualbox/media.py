@@ -5,11 +5,15 @@ of its own. It is registered while machines use it, and no longer. What VirtualB
 before each use, and a base that is not as it should be is passed over for a new one: its file may have been
 replaced or removed behind VirtualBox's back, or a process killed while it had it attached. Machines that
 stand on such a base keep it.
+
+Whoever wants both locks takes the model's (`Media.ready`) before that of VirtualBox's registry: the former is
+held while a disk is converted, the latter is what everybody waits for.
 """
 
 from __future__ import annotations
 
 import stat
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,23 +21,21 @@ from typing import TYPE_CHECKING
 from pytest_vmfest.drivers.disk_images import check_readable, find_image_program
 from pytest_vmfest.drivers.virtualbox import trouble
 from pytest_vmfest.drivers.virtualbox.bases import Bases
-from pytest_vmfest.drivers.virtualbox.permanent import Note, Notes, in_use
+from pytest_vmfest.drivers.virtualbox.hardware import DISK_CONTROLLER, opened_media
+from pytest_vmfest.drivers.virtualbox.permanent import Note, Notes, in_use, registry_of
 from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError, all_or_raise, clean_up_after
 from pytest_vmfest.folders import writing_to
 from pytest_vmfest.progress import silent
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set
+    from collections.abc import Callable, Iterator, Set
 
     from virtualbox.library import IMachine, IMedium
 
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import ImageModel
-
-CONTROLLER = "disk"
-"""The SATA controller whose port 0 has the image."""
 
 _WRITABLE_FORMATS = ("vdi", "vmdk")
 _DELETE_TIMEOUT_S = 60.0
@@ -50,9 +52,10 @@ class Media:
         program: Callable[[], str] = find_image_program,
         progress: Progress = silent,
     ) -> None:
-        """Remember all that. Touches neither disk nor VirtualBox."""
+        """Remember all that. Touches no disk."""
         self._connection = connection
-        self._bases = Bases(home, program, progress)
+        self._registry = registry_of(connection)
+        self._bases = Bases(home, self._registry, program, progress)
         self._notes = Notes(home)
         self._machines = home.resolve() / "virtualbox" / "machines"
 
@@ -67,25 +70,37 @@ class Media:
 
         Errors: `ImageInvalidError`, `ImageInUseError`, `StoreError`; for ``permanent``, `NotSupportedError`.
         """
+        with self.ready(image, permanent=permanent):
+            pass
+
+    @contextmanager
+    def ready(self, image: ImageModel, *, permanent: bool = False) -> Iterator[None]:
+        """`prepare`, and have the model to oneself meanwhile.
+
+        To be entered before the registry's lock is taken, so that nobody waits for a conversion with that.
+        """
         if permanent:
             _check_writable(image)
         check_readable(image)
         with trouble.translated(_cannot_attach(image)):
             self._check_free(image)
-            if permanent or self._bases.find(image):
-                return
-            with self._bases.hold(image):
+        with self._bases.hold(image):
+            with trouble.translated(_cannot_attach(image)):
                 self._check_free(image)
-                if not self._bases.find(image):
+                if not permanent and not self._bases.find(image):
                     self._bases.make(image)
+            yield
 
     def attach(self, machine: IMachine, image: ImageModel) -> None:
         """Give a machine, which a session of the caller's has locked, a new differencing image of the model.
 
         Errors: those of `prepare`, and `DriverError`.
         """
-        self.prepare(image)
-        with self._connection.registry_lock(), trouble.translated(_cannot_attach(image)):
+        with (
+            self.ready(image),
+            self._connection.registry_lock(),
+            trouble.translated(_cannot_attach(image)),
+        ):
             base = self._usable_base(image)
             if not _is_multi_attach(base):
                 _make_multi_attach(machine, base)
@@ -101,9 +116,9 @@ class Media:
         _check_writable(image)
         check_readable(image)
         with (
+            self._bases.hold(image),
             self._connection.registry_lock(),
             trouble.translated(_cannot_attach(image)),
-            self._bases.hold(image),
         ):
             self._settle_permanent()
             machine_id = str(machine.id_p)
@@ -118,6 +133,7 @@ class Media:
                 machine=str(machine.name),
                 machine_id=machine_id,
                 registry=self._registry,
+                known=disk in self._registered(),
             )
             self._notes.add(note)
             try:
@@ -132,22 +148,26 @@ class Media:
     def unregister(self, machine: IMachine, folder: Path) -> None:
         """Remove a machine that is off from VirtualBox, with what its media in ``folder`` had for themselves.
 
-        Bases, models' own disks and others' media are closed once no machine uses them, and their files
-        stay; models' own disks keep what was written to them. Raises `DriverError`, and `DestroyError` that
-        tells what could not be removed.
+        Other media that were opened for machines are closed once no machine uses them; those that VirtualBox
+        knew before stay known. The files of both stay, with what was written to them. Raises `DriverError`,
+        and `DestroyError` that tells what could not be removed.
         """
         from virtualbox.library import CleanupMode
 
         doing = f"machine in {folder} cannot be removed"
         deadline = Deadline(_DELETE_TIMEOUT_S)
         with self._connection.registry_lock(), trouble.translated(doing):
-            if any(note.machine_id == str(machine.id_p) for note in self._notes.all()):
-                self._merge_snapshots(machine, doing)
+            opened = []
+            if machine.accessible:
+                opened = opened_media(machine)
+                if self._writes_to_what_stays(machine, folder):
+                    self._merge_snapshots(machine, doing)
             # VirtualBox returns differencing images before what they stand on.
             media = machine.unregister(CleanupMode.full)
             all_or_raise(
                 *(partial(self._let_go, medium, folder, deadline) for medium in media),
                 lambda: self._connection.wait(machine.delete_config([]), deadline, doing),
+                partial(self._close_opened, opened),
                 self.sweep,
             )
 
@@ -161,7 +181,7 @@ class Media:
             self._settle_permanent()
             live = self._live()
             for path, medium in self._registered().items():
-                if path.parent == self._bases.folder:
+                if path.parent == self._bases.folder or self._is_of_a_machine(path):
                     self._close_unused(medium, live)
             self._bases.tidy(self._registered().keys())
 
@@ -173,9 +193,7 @@ class Media:
             base = self._use(path, registered.get(path))
             if base is not None:
                 return base
-        with self._bases.hold(image):
-            path = self._bases.make(image)
-        return self._open(path)
+        return self._open(self._bases.make(image))
 
     def _use(self, path: Path, registered: IMedium | None) -> IMedium | None:
         """The medium at ``path``, if it can be attached."""
@@ -218,13 +236,12 @@ class Media:
         return False
 
     def _let_go(self, medium: IMedium, folder: Path, deadline: Deadline) -> None:
-        """Delete a medium that a machine had for itself; close another that nobody uses."""
+        """Delete a medium that a machine had for itself."""
         path = Path(str(medium.location))
         doing = f"disk {path} cannot be removed"
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return
         with trouble.translated(doing):
-            if trouble.is_null(medium.parent) and not path.resolve().is_relative_to(folder.resolve()):
-                self._close_unused(medium, self._live())
-                return
             try:
                 self._connection.wait(medium.delete_storage(), deadline, doing)
             except Exception as error:
@@ -235,6 +252,32 @@ class Media:
         with writing_to(path):
             path.unlink(missing_ok=True)
 
+    # --- the user's own media ----------------------------------------------------------------------
+
+    def _close_opened(self, opened: list[Path]) -> None:
+        live, files = self._live(), {path.resolve() for path in opened}
+        vbox = self._connection.vbox
+        for medium in (*vbox.hard_disks, *vbox.dvd_images) if files else ():
+            if Path(str(medium.location)).resolve() in files:
+                self._close_unused(medium, live)
+
+    def _writes_to_what_stays(self, machine: IMachine, folder: Path) -> bool:
+        """Whether a disk of the machine's is a file that is neither its own nor a base."""
+        from virtualbox.library import DeviceType
+
+        for attachment in machine.medium_attachments:
+            medium = attachment.medium
+            if attachment.type_p != DeviceType.hard_disk:
+                continue
+            while not trouble.is_null(medium):
+                path = Path(str(medium.location)).resolve()
+                if not path.is_relative_to(folder.resolve()):
+                    if path.exists() and path.parent != self._bases.folder:
+                        return True
+                    break
+                medium = medium.parent
+        return False
+
     # --- models' own disks -------------------------------------------------------------------------
 
     def _check_free(self, image: ImageModel, but_for: str = "") -> None:
@@ -242,7 +285,15 @@ class Media:
         note = self._notes.find(image.disk)
         if note is None or note.machine_id == but_for:
             return
-        if note.registry != self._registry or note.machine_id in self._live():
+        if note.registry != self._registry:
+            if note.is_void:
+                return
+            hint = (
+                f"the machine is of the VirtualBox with its settings in {note.registry}: destroy it from "
+                f"there, or if that VirtualBox is no more, remove {self._notes.path(note)}"
+            )
+            raise in_use(image, [note.machine], hint)
+        if note.machine_id in self._live():
             raise in_use(image, [note.machine])
 
     def _users_of(self, disk: Path, but_for: str) -> list[str]:
@@ -284,13 +335,14 @@ class Media:
         """Put back the disks of machines that are gone."""
         live = self._live()
         for note in self._notes.all():
-            if note.registry == self._registry and note.machine_id not in live:
+            is_mine = note.registry == self._registry
+            if note.machine_id not in live if is_mine else note.is_void:
                 self._give_back(note)
 
     def _give_back(self, note: Note) -> None:
         disk = Path(note.disk)
         medium = self._registered().get(disk)
-        if medium is not None:
+        if medium is not None and not note.known and note.registry == self._registry:
             self._close_unused(medium, self._live())
         if disk.exists():
             with writing_to(disk):
@@ -298,10 +350,6 @@ class Media:
         self._notes.remove(note)
 
     # --- VirtualBox --------------------------------------------------------------------------------
-
-    @property
-    def _registry(self) -> str:
-        return str(self._connection.vbox.home_folder)
 
     def _live(self) -> set[str]:
         """The ids of all machines that there are."""
@@ -337,7 +385,7 @@ def _check_writable(image: ImageModel) -> None:
 def _attach(machine: IMachine, medium: IMedium) -> None:
     from virtualbox.library import DeviceType
 
-    machine.attach_device(CONTROLLER, 0, 0, DeviceType.hard_disk, medium)
+    machine.attach_device(DISK_CONTROLLER, 0, 0, DeviceType.hard_disk, medium)
 
 
 def _is_multi_attach(medium: IMedium) -> bool:
@@ -379,6 +427,6 @@ def _make_multi_attach(machine: IMachine, medium: IMedium) -> None:
     try:
         machine.save_settings()
     finally:
-        machine.detach_device(CONTROLLER, 0, 0)
+        machine.detach_device(DISK_CONTROLLER, 0, 0)
         machine.save_settings()
     medium.type_p = MediumType.multi_attach

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ImageInUseError
 from pytest_vmfest.folders import make_private, writing_to
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.specs import ImageModel
+
+_REMOTE = "remote:"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,22 @@ class Note:
     machine: str
     machine_id: str
     registry: str
-    """The settings folder of the VirtualBox that the machine is of."""
+    """The settings folder of the VirtualBox that the machine is of; see `registry_of`."""
+    known: bool = False
+    """Whether VirtualBox had the disk in its list before the machine was given it."""
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the machine's VirtualBox was on this host and is gone, and its machines with it."""
+        if self.registry.startswith(_REMOTE):
+            return False
+        try:
+            Path(self.registry).stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # another user's
+        return False
 
 
 class Notes:
@@ -54,7 +71,7 @@ class Notes:
 
     def add(self, note: Note) -> None:
         """Write a note. Raises `StoreError`."""
-        path = self._path(note)
+        path = self.path(note)
         beside = path.with_suffix(".new")
         with writing_to(path):
             make_private(self._folder)
@@ -63,16 +80,22 @@ class Notes:
 
     def remove(self, note: Note) -> None:
         """Remove a note."""
-        self._path(note).unlink(missing_ok=True)
+        self.path(note).unlink(missing_ok=True)
 
-    def _path(self, note: Note) -> Path:
+    def path(self, note: Note) -> Path:
+        """The file that a note is in."""
         return self._folder / f"{hashlib.sha256(note.disk.encode()).hexdigest()[:16]}.json"
 
 
-def in_use(image: ImageModel, users: list[str]) -> ImageInUseError:
+def registry_of(connection: Connection) -> str:
+    """What tells a VirtualBox from others that use the same store: its settings folder."""
+    return ("" if connection.is_local else _REMOTE) + str(connection.vbox.home_folder)
+
+
+def in_use(image: ImageModel, users: list[str], hint: str = "") -> ImageInUseError:
     """The error for a model whose own disk a machine has."""
     return ImageInUseError(
         f"image {image.name!r}: its own disk {image.disk} is in use by machine {', '.join(users)}",
         users=users,
-        hint=f"it is free again after: vmfest instance destroy {users[0]}",
+        hint=hint or f"it is free again after: vmfest instance destroy {users[0]}",
     )
