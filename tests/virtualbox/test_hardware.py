@@ -1,5 +1,8 @@
 """The hardware map on a real VirtualBox; no machine is started."""
 
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -11,7 +14,7 @@ from pytest_vmfest.drivers.virtualbox import hardware
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.errors import ConfigurationError, DriverError
 from pytest_vmfest.specs import ImageModel, MachineSpec
-from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.waiting import Deadline, wait_for
 
 
 def spec_of(tmp_path, **said):
@@ -245,3 +248,57 @@ def test_a_disk_that_stays_keeps_what_was_written_after_snapshots(connection, tm
     opened.close()
     medium.close()
     assert content == b"\1" * 512 + b"\2" * 512 + b"\3" * 512
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pytest_vmfest import HardwareModel, NewDisk, StorageController
+from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.drivers.virtualbox import hardware
+from pytest_vmfest.drivers.virtualbox.connection import connect
+from pytest_vmfest.specs import ImageModel, MachineSpec
+from virtualbox import library
+
+folder, call, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+controllers = [StorageController("scsi", devices=[NewDisk(1), NewDisk(1)])]
+model = HardwareModel("own", 256, 2, controllers=controllers)
+spec = MachineSpec("hardware-m", ImageModel("tiny", folder, "vdi"), model, network="nat")
+connection = connect(DriverSettings(folder))
+session = connection.session()
+connection.vbox.find_machine(spec.name).lock_machine(session, library.LockType.write)
+machine = session.machine
+original = getattr(library.IMachine, call)
+def counting(*arguments):
+    global left
+    if not left:
+        os.kill(os.getpid(), 9)
+    left -= 1
+    return original(*arguments)
+setattr(library.IMachine, call, counting)
+hardware.attach(connection, machine, spec, folder)
+"""
+
+
+@pytest.mark.parametrize("call", ["attach_device", "save_settings"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_killed_between_devices(connection, tmp_path, folder, call, count):
+    """The machine can be removed and made again, and nothing of it stays but what VirtualBox clings to."""
+    from virtualbox.library import SessionState
+
+    before = media_of(connection)
+    two = spec_of(tmp_path, controllers=[StorageController("scsi", devices=[NewDisk(1), NewDisk(1)])])
+    com = connection.api.create_machine(
+        connection.vbox, str(folder / "m.vbox"), two.name, ["/vmfest"], "Linux_64"
+    )
+    hardware.configure(connection, com, two)
+    connection.vbox.register_machine(com)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), call, str(count)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    wait_for(lambda: com.session_state == SessionState.unlocked, Deadline(30), what="the lock's end")
+    Media(connection, folder.parents[2]).unregister(com, folder)
+    # Its service forgets only at its end what was attached and never saved.
+    stuck = [str(folder / f"scsi-{count}.vdi")] if call == "save_settings" else []
+    assert media_of(connection) == sorted([*before, *stuck])
+    with machine(connection, two, folder):
+        pass
