@@ -107,8 +107,11 @@ class VirtualBoxDriver(Driver):
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
-        there.media.prepare(spec.image, permanent=spec.permanent)  # takes long, and need not hold up others
-        with there.connection.registry_lock():
+        # Making a base takes long, and need not hold up others.
+        with (
+            there.media.ready(spec.image, permanent=spec.permanent),
+            there.connection.registry_lock(),
+        ):
             there.machines.forget_lost()
             if (taken := there.machines.registered(spec.name)) is not None:
                 raise MachineExistsError(
