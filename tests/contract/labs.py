@@ -89,7 +89,8 @@ class Lab:
         before = self.driver.console(name)
         self.type(name, *inputs, "<enter>")
         self.await_console(name, f"{line}\n", since=before)
-        assert self.driver.console(name).removeprefix(before) == f"{line}\n"
+        said = self.driver.console(name).removeprefix(before)
+        assert said == f"{line}\n", f"the guest said {said!r}, not {line!r}"
 
     @property
     def deadline(self) -> Deadline:

@@ -127,22 +127,21 @@ def test_ssh_sessions_are_told(run, openssh, monkeypatch):
         """
         import os
         from pathlib import Path
-        import paramiko
         import pytest
+        from pytest_vmfest.errors import AuthenticationError
+        from pytest_vmfest.specs import Endpoint, Login
+        from pytest_vmfest.ssh import connect
+        from pytest_vmfest.waiting import Deadline
 
         pytest_plugins = ["pytester"]
 
         def log_in(user):
-            transport = paramiko.Transport(("127.0.0.1", int(os.environ["SSH_PORT"])))
-            try:
-                transport.start_client(timeout=30)
-                transport.auth_publickey(user, paramiko.PKey.from_path(os.environ["SSH_KEY"]))
-            finally:
-                transport.close()
+            endpoint = Endpoint("127.0.0.1", int(os.environ["SSH_PORT"]))
+            connect(endpoint, Login(user, private_key=Path(os.environ["SSH_KEY"])), Deadline(30)).close()
 
         def test_one():
             log_in(os.environ["SSH_USER"])
-            with pytest.raises(paramiko.AuthenticationException):
+            with pytest.raises(AuthenticationError):
                 log_in("nobody-at-all")
 
         def test_nested(request, pytester):

@@ -32,6 +32,7 @@ def machine(connection, settings, spec):
     finally:
         session.unlock_machine()
         com.unregister(CleanupMode.unregister_only)
+        Path(settings_file).unlink()
 
 
 @pytest.fixture
