@@ -21,7 +21,7 @@ def note_logins() -> None:
         def noted(self: paramiko.Transport, *arguments: object, **options: object) -> object:
             answer = login(self, *arguments, **options)
             if self.is_authenticated():
-                # What the project gives to paramiko for a socket has one, and does not tell of the other side.
+                # What the project gives to paramiko for a socket does not tell of the other side.
                 sock = getattr(self.sock, "_socket", self.sock)
                 _note(sock.getpeername()[0])
             return answer

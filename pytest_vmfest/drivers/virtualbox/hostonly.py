@@ -86,7 +86,8 @@ def _create(connection: Connection, name: str, number: int) -> IHostNetworkInter
                 return others.pop()
     finally:
         for other in others:
-            with suppress(DriverError, WaitTimeoutError):
+            # One that could not be made has no attribute at all.
+            with suppress(AttributeError, DriverError, WaitTimeoutError):
                 _remove(connection, other)
     made = ", ".join(str(other.name) for other in others)
     raise DriverError(
