@@ -1,6 +1,7 @@
 """VirtualBox as users have it: through the marker, the options and `Server`, and nothing else."""
 
 import hashlib
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,17 +67,18 @@ def test_the_story_of_one_machine(tiny_home, connection):
 
 def test_a_model_is_added_from_a_file_of_virtualbox(tiny_home, tmp_path, connection):
     """A VDI from elsewhere becomes a model, and instances of it boot; the file itself is left alone."""
-    import subprocess
-
     with Server("virtualbox", home=tiny_home) as server:
         source = tmp_path / "from-elsewhere.vdi"
-        disk = server.image("tiny").disk
-        subprocess.run(["qemu-img", "convert", "-O", "vdi", str(disk), str(source)], check=True)
+        tiny = server.image("tiny")
+        subprocess.run(["qemu-img", "convert", "-O", "vdi", str(tiny.disk), str(source)], check=True)
         unchanged = digest(source)
-        with server.launch("box", image=source, hardware=SMALL) as box:
+        model = server.images.add(source, metadata={"private_key": str(tiny.login.private_key)})
+        assert model.name == "from-elsewhere"
+        with server.launch("box", image="from-elsewhere", hardware=SMALL) as box:
             assert box.check_output("hostname") == "box"
+        server.images.verify("from-elsewhere")
         assert digest(source) == unchanged
-    assert str(source) not in registered(connection)["media"]
+    assert not [medium for medium in registered(connection)["media"] if str(tiny_home) in medium]
 
 
 def test_six_clones_at_once(tiny_home, connection):
