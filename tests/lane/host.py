@@ -83,7 +83,10 @@ class Host(Place):
         return self.node.console()[-20_000:]
 
     def open(self, command: str, *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Run shell text in the guest over an SSH connection of its own."""
-        first, *rest = shlex.split(self.node.ssh_command)
+        """Run shell text in the guest over an SSH connection of its own; `PlaceError` if its machine is off."""
+        try:
+            first, *rest = shlex.split(self.node.ssh_command)
+        except VmfestError as error:
+            raise PlaceError(f"{self.name} is gone: {error.message}") from error
         words = [first, "-o", "BatchMode=yes", "-o", "ConnectTimeout=60", *rest, command]
         return subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
