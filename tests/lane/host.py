@@ -83,7 +83,7 @@ class Host(Place):
         return self.node.console()[-20_000:]
 
     def open(self, command: str, *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Run shell text in the guest over an SSH connection of its own; `PlaceError` if its machine is off."""
+        """Run shell text in the guest over an SSH connection of its own; `PlaceError` if it is gone."""
         try:
             first, *rest = shlex.split(self.node.ssh_command)
         except VmfestError as error:
