@@ -54,7 +54,7 @@ def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, number):
     wait_for((pytester.path / "started").exists, Deadline(300), what="the test to begin", watch=_alive(run))
     scanned.see(machines=1)
     os.kill(run.pid, number)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=180)
     assert run.returncode == (2 if number == signal.SIGINT else 128 + signal.SIGTERM), output
     scanned.nothing_is_left()
 
@@ -66,12 +66,12 @@ def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, number):
     run = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.PIPE, text=True)
     wait_for(
         lambda: len(scan.leftovers(own_home)) == 3 and scan.processes(own_home),
-        Deadline(60),
+        Deadline(300),  # with one CPU, the second is made when the first has booted
         what="two machines and a network",
         watch=_alive(run),
     )
     os.kill(run.pid, number)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=180)
     assert run.returncode != 0, output
     scanned.nothing_is_left()
 
@@ -98,7 +98,7 @@ def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, number):
     )
     scanned.see(machines=2)
     os.kill(run.pid, number)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=180)
     assert run.returncode != 0, output
     scanned.nothing_is_left()
 
