@@ -66,6 +66,12 @@ class Lab:
         before = self.driver.console(name)
         self.driver.start(name, self.deadline)
         self.await_console(name, "ready", since=before)
+        wait_for(
+            lambda: self.driver.console(name).endswith("\n"),
+            self.deadline,
+            what=f"the end of the line that {name!r} greets with",
+            interval_s=0.01,
+        )
 
     def await_console(self, name: str, text: str, *, since: str = "") -> None:
         """Wait until the guest has written ``text``."""
