@@ -46,11 +46,28 @@ def scanned(own_home):
     return Scan(own_home)
 
 
+@pytest.fixture
+def begin():
+    """Starts pytest with the given arguments; what a failing test leaves running is ended."""
+    runs = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pytest", *arguments]
+        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.poll() is None:
+            run.terminate()
+            run.communicate(timeout=180)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, number):
+def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, begin, number):
     """Ctrl-C and SIGTERM destroy the machine that a test is using, and pytest tells of the interrupt."""
     pytester.makepyfile(ENDLESS)
-    run = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.PIPE, text=True)
+    run = begin()
     wait_for((pytester.path / "started").exists, Deadline(300), what="the test to begin", watch=_alive(run))
     scanned.see(machines=1)
     os.kill(run.pid, number)
@@ -60,10 +77,10 @@ def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, number):
+def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, begin, number):
     """The same while machines are still booting."""
     pytester.makepyfile("import pytest\n@pytest.mark.vm(nodes=2)\ndef test_it(vm_group): pass")
-    run = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.PIPE, text=True)
+    run = begin()
     wait_for(
         lambda: len(scan.leftovers(own_home)) == 3 and scan.processes(own_home),
         Deadline(300),  # with one CPU, the second is made when the first has booted
@@ -77,7 +94,7 @@ def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, number):
+def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, begin, number):
     """The same with xdist: the workers destroy their machines before they end."""
     pytester.makepyfile(
         """
@@ -89,7 +106,7 @@ def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, number):
             vm_instance.run("sleep 1000")
         """
     )
-    run = subprocess.Popen([sys.executable, "-m", "pytest", "-n", "2"], stdout=subprocess.PIPE, text=True)
+    run = begin("-n", "2")
     wait_for(
         lambda: len(list(pytester.path.glob("started-*"))) == 2,
         Deadline(300),
