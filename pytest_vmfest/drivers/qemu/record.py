@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vmfest.drivers.qemu.process import Process
 from pytest_vmfest.errors import (
     ConfigurationError,
     DestroyError,
@@ -23,6 +22,7 @@ from pytest_vmfest.errors import (
     MachineNotFoundError,
 )
 from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.processes import Process
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
 
 DISK = "disk.qcow2"
