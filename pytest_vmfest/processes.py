@@ -1,8 +1,8 @@
 """Processes of this host: knowing one again, ending it, and starting helpers that outlive us.
 
 A process is known by a pid and its start time, never by a handle of ``subprocess``: others than who started
-it have to do with it. Signals go through a pidfd (Linux 5.3): a pid that meanwhile belongs to somebody else is
-never signalled, nor waited for.
+it have to do with it. Signals go through a pidfd (Linux 5.3): a pid that meanwhile belongs to somebody else
+is never signalled, nor waited for.
 """
 
 from __future__ import annotations

@@ -11,10 +11,14 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "checks", "devices", "folders", "guest", "openssh", "processes", "shell", "signals",
+    "checks", "devices", "folders", "guest", "ledger", "openssh", "processes", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
-LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"}
+LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
+    "guardian",
+    "ownership",
+    "reaper",
+}
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
 
 

@@ -52,6 +52,7 @@ class FakeDriver(Driver):
     """
 
     name = "fake"
+    outlives_us = False
 
     def __init__(self, settings: DriverSettings) -> None:
         """Join the world of the store's folder."""
@@ -111,13 +112,13 @@ class FakeDriver(Driver):
     def check(self) -> list[Check]:
         return [Check("fake", True, "machines in memory")]
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         self._world.networks.add(check_label(name, "network name"))
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         self._world.networks.discard(check_label(name, "network name"))
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         if spec.permanent or spec.network == "bridged":
             what = "permanent=True" if spec.permanent else "the network mode bridged"
             raise NotSupportedError(f"machine {spec.name!r}: the fake driver does not know {what}")
@@ -180,7 +181,7 @@ class FakeDriver(Driver):
                 raise _wrong_state(name, machine.state, "be saved")
             machine.end(MachineState.SAVED)
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         with self._world.lock:
             if name not in self._world.machines:
                 return

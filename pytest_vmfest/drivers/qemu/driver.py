@@ -83,17 +83,17 @@ class QemuDriver(Driver):
 
     # --- private networks --------------------------------------------------------------------------
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         """Create a private network: a switch process that machines connect to."""
         self._networks.create(name)
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         """Remove a private network; one that is not there is fine."""
         self._networks.remove(name)
 
     # --- machines ----------------------------------------------------------------------------------
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on an overlay. On failure nothing is left of it."""
         _check_supported(spec)
         firmware = host.find_efi_firmware() if spec.firmware == "efi" else None
@@ -180,7 +180,7 @@ class QemuDriver(Driver):
         self._runner.quit(machine)
         self._store.save(machine.off(saved=True))
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         """Kill QEMU and remove the machine's folder; a machine that is not there is fine."""
         try:
             folder = self._store.folder(name)

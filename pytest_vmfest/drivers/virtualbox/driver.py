@@ -94,17 +94,17 @@ class VirtualBoxDriver(Driver):
 
     # --- private networks --------------------------------------------------------------------------
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         """Create a private network: an internal network of VirtualBox, which needs no process."""
         networks.create_network(self.settings.home, name)
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         """Remove a private network; one that is not there is fine."""
         networks.remove_network(self.settings.home, name)
 
     # --- machines ----------------------------------------------------------------------------------
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
         # Making a base takes long, and need not hold up others.
@@ -213,7 +213,7 @@ class VirtualBoxDriver(Driver):
             there.connection.wait(progress, deadline, f"machine {name!r} cannot be saved")
         there.machines.wait_unlocked(machine, deadline)
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         """End the machine's process, unregister it and remove its files; one that is not there is fine."""
         there = self._opened()
         with suppress(MachineNotFoundError):
