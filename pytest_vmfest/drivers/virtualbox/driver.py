@@ -10,7 +10,14 @@ import shutil
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState, PropertyKind
+from pytest_vmfest.drivers.base import (
+    ON,
+    Driver,
+    DriverSettings,
+    MachineInfo,
+    MachineState,
+    PropertyKind,
+)
 from pytest_vmfest.drivers.disk_images import find_image_program
 from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
 from pytest_vmfest.drivers.virtualbox import (
@@ -25,7 +32,7 @@ from pytest_vmfest.drivers.virtualbox import (
     trouble,
 )
 from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
-from pytest_vmfest.drivers.virtualbox.machines import ON, Machine, Machines
+from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (

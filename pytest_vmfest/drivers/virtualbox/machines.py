@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.drivers.base import ON, MachineState
 from pytest_vmfest.drivers.refusals import no_machine, still_on
 from pytest_vmfest.drivers.virtualbox import console, record, trouble
 from pytest_vmfest.errors import (
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
-
-ON = (MachineState.RUNNING, MachineState.PAUSED)
-"""The states in which a machine has a process that does what it is told."""
 
 _POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
