@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _READY = b"armed"
 _START_TIMEOUT_S = 30.0
-_LOG_ENDING = ".log"
 
 # A worker whose controller is gone gets this long to end in order.
 _ORPHAN_S = 2.0
@@ -41,19 +40,23 @@ def arm(ledger: Ledger) -> Process:
     # The path of this process, of which an interpreter without site-packages and environment knows nothing.
     places = [str(Path(__file__).parents[1]), *sys.path]
     program = f"import sys; sys.path[:] = {places!r}\nfrom {__name__} import main; main({str(ledger.path)!r})"
-    return start_helper(
-        [sys.executable, "-I", "-S", "-", f"vmfest-guardian of {ledger.path}"],
-        ready=_READY,
-        log=str(ledger.path.with_suffix(_LOG_ENDING)),
-        timeout_s=_START_TIMEOUT_S,
-        program=program,
-    )
+    try:
+        return start_helper(
+            [sys.executable, "-I", "-S", "-", f"vmfest-guardian of {ledger.path}"],
+            ready=_READY,
+            log=str(ledger.log),
+            timeout_s=_START_TIMEOUT_S,
+            program=program,
+        )
+    except OSError:
+        ledger.log.unlink(missing_ok=True)
+        raise
 
 
 def dismiss(ledger: Ledger, guardian: Process) -> None:
     """End a guardian that has nothing to guard any more. Its work is done, so it is not asked first."""
     guardian.kill(_KILL_S)
-    ledger.path.with_suffix(_LOG_ENDING).unlink(missing_ok=True)
+    ledger.log.unlink(missing_ok=True)
 
 
 def main(path: str) -> None:
@@ -111,5 +114,5 @@ def _clean_up(ledger: Ledger, owner: Owner) -> None:
             if pause_s is not None:
                 time.sleep(pause_s)
         else:
-            ledger.path.with_suffix(_LOG_ENDING).unlink(missing_ok=True)
+            ledger.log.unlink(missing_ok=True)
             return

@@ -89,6 +89,11 @@ class Ledger:
         """All ledgers of a store."""
         return [cls(path) for path in sorted((home / _FOLDER).glob(f"*{_ENDING}"))]
 
+    @property
+    def log(self) -> Path:
+        """Where its guardian tells of trouble."""
+        return self.path.with_suffix(".log")
+
     # --- what its owner writes ---------------------------------------------------------------------
 
     def add(self, kind: Kind, name: str) -> None:
@@ -104,8 +109,9 @@ class Ledger:
         self._append({"keep": machine, "until": until})
 
     def remove(self) -> None:
-        """Remove the file."""
+        """Remove the file, and its guardian's log."""
         with writing_to(self.path):
+            self.log.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
 
     def _append(self, event: dict[str, Any], flags: int = 0) -> None:

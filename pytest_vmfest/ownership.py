@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from contextlib import suppress
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
 class Ownership:
     """What this process makes by a driver is its own: it is gone when the process is, whatever way that ends.
 
-    Each machine bears ``tags``, by which it is known again. ``parent`` is a process without which this one
-    has nothing to do. ``progress`` is told of what a run before has left, and of a guardian that was killed.
+    Each machine bears ``tags``, and one more by which it is known again. ``parent`` is a process without
+    which this one has nothing to do. ``progress`` is told of what a run before has left, and of a guardian
+    that was killed.
     """
 
     def __init__(
         self, driver: Driver, tags: Mapping[str, str], *, parent: Process | None, progress: Progress
     ) -> None:
         """Nothing is written before something is to be made."""
-        self.tags = dict(tags)
+        # The same tags, and even the same name, may be another's.
+        self.tags = {**tags, "ledger": secrets.token_hex(8)}
         self._driver = driver
         self._parent = parent
         self._progress = progress
@@ -95,6 +98,9 @@ class Ownership:
             try:
                 self._guardian = guardian.arm(self._ledger)
             except OSError as error:
+                if not self._ledger.entries():
+                    self._ledger.remove()
+                    self._ledger = None
                 raise StoreError(f"no machine is made, as its guardian does not start: {error}") from error
         return self._ledger
 

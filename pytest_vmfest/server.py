@@ -149,7 +149,7 @@ class Server:
         """From now on, what is made by this server belongs to this process, and bears ``tags``.
 
         It is gone when the server is closed or the process has ended, whatever way, or when ``parent`` has
-        ended; see `keep` and `release`. To be called before the first use of the server.
+        ended; see `keep` and `release`.
 
         >>> from pytest_vmfest import Server
         >>> with Server(driver="fake") as server:
@@ -159,6 +159,8 @@ class Server:
         []
         """
         self._ownership = partial(Ownership, tags=tags, parent=parent, progress=self._progress)
+        if "_driver" in self.__dict__:
+            self._driver.owner = self._ownership(self._driver)
 
     def keep(self, machine: str, for_s: float) -> None:
         """Let an own machine outlive this process for so many seconds; then ``vmfest gc`` removes it."""

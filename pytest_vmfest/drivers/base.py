@@ -39,6 +39,10 @@ class MachineState(Enum):
     """Its hypervisor process ended by itself or was killed; `Driver.start` boots it anew."""
 
 
+ON = (MachineState.RUNNING, MachineState.PAUSED)
+"""The states in which a machine has a process that does what it is told."""
+
+
 class PropertyKind(Enum):
     """What a hypervisor may keep with a machine."""
 
