@@ -39,7 +39,10 @@ def instance_fixture(
     where they were when the fixture was made. A test that gets it by ``request.getfixturevalue`` finds it as
     it is. ``name`` is the fixture's name if it is not the variable's. The other arguments are those of the
     ``vm`` marker; what is not given comes from markers around the scope, then from the options. Raises
-    `ConfigurationError` for a wrong argument. ``shared`` is not available yet and refused.
+    `ConfigurationError` for a wrong argument.
+
+    With ``shared``, all xdist workers of a run use the same machine: the first that needs it makes it, and it
+    is destroyed when the last has ended. It cannot be combined with ``reset``.
     """
     return _fixture("instance_fixture", scope, reset, shared, name, arguments, lambda run: run.node)
 
@@ -74,10 +77,15 @@ def _fixture(
         raise ConfigurationError(
             f"{factory}: scope={scope!r} is not valid", hint=f"expected one of {', '.join(_SCOPES)}"
         )
-    if shared:
+    if shared and reset:
         raise ConfigurationError(
-            f"{factory}: shared=True (one for all xdist workers) is not available in this version",
-            hint="leave it out: each worker then has machines of its own",
+            f"{factory}: shared=True and reset=True exclude each other: a reset would take the machines from "
+            "under the tests that run on other workers",
+            hint="leave one of them out",
+        )
+    if shared and scope == "function":
+        raise ConfigurationError(
+            f"{factory}: shared=True needs a wider scope than one test", hint="say scope='session'"
         )
     from pytest_vmfest.request import VmRequest
 
@@ -98,7 +106,7 @@ def _fixture(
             _one_image(request, vm, default_image), vm, fixture=fixture, scope=scope_node
         )
         pristine = reset and scope != "function"
-        with holder(run)(vm, model, fixture=fixture, scope=scope_node, reset=pristine) as held:
+        with holder(run)(vm, model, fixture=fixture, scope=scope_node, reset=pristine, shared=shared) as held:
             yield held
 
     if said.images:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.ledger import Ledger
-from pytest_vmfest.processes import Process, start_helper
+from pytest_vmfest.processes import start_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_vmfest.ledger import Owner
+    from pytest_vmfest.processes import Process
 
 _READY = b"armed"
 _START_TIMEOUT_S = 30.0
@@ -35,13 +36,13 @@ _KILL_S = 10.0
 _PAUSES_S = (1.0, 3.0, 10.0, 30.0)
 
 
-def arm(ledger: Ledger) -> Process:
+def arm(ledger: Ledger) -> None:
     """Start the guardian of a ledger; returns when it watches. Raises `OSError` that says why it does not."""
     # The path of this process, of which an interpreter without site-packages and environment knows nothing.
     places = [str(Path(__file__).parents[1]), *sys.path]
     program = f"import sys; sys.path[:] = {places!r}\nfrom {__name__} import main; main({str(ledger.path)!r})"
     try:
-        return start_helper(
+        guardian = start_helper(
             [sys.executable, "-I", "-S", "-", f"vmfest-guardian of {ledger.path}"],
             ready=_READY,
             log=str(ledger.log),
@@ -51,12 +52,13 @@ def arm(ledger: Ledger) -> Process:
     except OSError:
         ledger.log.unlink(missing_ok=True)
         raise
+    ledger.guarded_by(guardian)
 
 
-def dismiss(ledger: Ledger, guardian: Process) -> None:
+def dismiss(guardian: Process | None) -> None:
     """End a guardian that has nothing to guard any more. Its work is done, so it is not asked first."""
-    guardian.kill(_KILL_S)
-    ledger.log.unlink(missing_ok=True)
+    if guardian is not None:
+        guardian.kill(_KILL_S)
 
 
 def main(path: str) -> None:

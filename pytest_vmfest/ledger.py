@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _FOLDER = "runs"
 _ENDING = ".ledger"
+_SHARED = "shared"
 
 
 class Kind(Enum):
@@ -76,13 +77,32 @@ class Ledger:
     @classmethod
     def begin(cls, home: Path, owner: Owner) -> Ledger:
         """A new one in the store ``home``."""
-        folder = home / _FOLDER
         words = [owner.tags.get("run", ""), owner.tags.get("worker", ""), owner.driver, secrets.token_hex(4)]
-        ledger = cls(folder / ("-".join(word for word in words if word) + _ENDING))
-        with writing_to(ledger.path):
-            make_private(folder)
-            ledger._append(asdict(owner), flags=os.O_CREAT | os.O_EXCL)
+        ledger = cls(home / _FOLDER / ("-".join(word for word in words if word) + _ENDING))
+        ledger._begin(owner)
         return ledger
+
+    @classmethod
+    def shared(cls, home: Path, run: str, driver: str) -> Ledger:
+        """The one for what all workers of a run use, which need not be there yet; see `join`."""
+        return cls(home / _FOLDER / f"{run}-{_SHARED}-{driver}{_ENDING}")
+
+    @classmethod
+    def all_shared(cls, home: Path, run: str) -> list[Ledger]:
+        """All shared ledgers of a run."""
+        return [cls(path) for path in (home / _FOLDER).glob(f"{run}-{_SHARED}-*{_ENDING}")]
+
+    def join(self, owner: Owner) -> Owner:
+        """Begin it if nobody has yet, under the caller's lock; whose it is, then."""
+        found = self.owner()
+        if found is None:
+            self._begin(owner)
+        return found or owner
+
+    def _begin(self, owner: Owner) -> None:
+        with writing_to(self.path):
+            make_private(self.path.parent)
+            self._append(asdict(owner), flags=os.O_CREAT | os.O_EXCL)
 
     @classmethod
     def all(cls, home: Path) -> list[Ledger]:
@@ -93,6 +113,11 @@ class Ledger:
     def log(self) -> Path:
         """Where its guardian tells of trouble."""
         return self.path.with_suffix(".log")
+
+    @property
+    def lock_file(self) -> Path:
+        """What workers lock that are about to make something to share."""
+        return self.path.with_suffix(".lock")
 
     # --- what its owner writes ---------------------------------------------------------------------
 
@@ -108,11 +133,19 @@ class Ledger:
         """Write down that a machine may stay until a time, in seconds since the epoch."""
         self._append({"keep": machine, "until": until})
 
+    def guarded_by(self, guardian: Process) -> None:
+        """Write down who watches."""
+        self._append({"guardian": asdict(guardian)})
+
+    def share(self, key: str, what: dict[str, Any]) -> None:
+        """Write down what other workers need to know to use the same machines."""
+        self._append({"share": key, "what": what})
+
     def remove(self) -> None:
-        """Remove the file, and its guardian's log."""
+        """Remove the file, and those beside it."""
         with writing_to(self.path):
-            self.log.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
+            for path in (self.log, self.lock_file, self.path):
+                path.unlink(missing_ok=True)
 
     def _append(self, event: dict[str, Any], flags: int = 0) -> None:
         with writing_to(self.path):
@@ -154,6 +187,16 @@ class Ledger:
             elif event.get("keep") in found.machines:
                 found.kept[event["keep"]] = event["until"]
         return found
+
+    def guardian(self) -> Process | None:
+        """Who watched last, and may have ended."""
+        found = [event["guardian"] for event in self._lines() if "guardian" in event]
+        return Process(**found[-1]) if found else None
+
+    def what_is_shared(self, key: str) -> dict[str, Any] | None:
+        """What was written by `share`; None if nobody has."""
+        found = [event["what"] for event in self._lines() if event.get("share") == key]
+        return found[-1] if found else None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:

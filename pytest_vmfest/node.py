@@ -59,7 +59,7 @@ class Node:
         self.role = role
         self.timings: dict[str, float] = {}
         """Seconds that each phase took: clone, boot, ssh, network, init_script."""
-        self._introduction = introduction
+        self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._link = Link(instance)
 
@@ -100,7 +100,7 @@ class Node:
     @property
     def ip(self) -> str:
         """The address under which the other nodes of its group reach it; without a group, `host`."""
-        nics = self._introduction.nics
+        nics = self.introduction.nics
         return nics[0].address if nics else self.host
 
     @property
@@ -323,7 +323,7 @@ class Node:
 
     def introduce(self, deadline: Deadline) -> None:
         """Give the guest its host name, its private addresses and the names of its group."""
-        self._as_root(self._introduction.script, deadline)
+        self._as_root(self.introduction.script, deadline)
 
     def run_script(self, text: str, deadline: Deadline) -> None:
         """Run shell text as root; `CommandError` unless it succeeds."""

@@ -15,10 +15,11 @@ from pytest_vmfest.errors import StoreError
 from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
 from pytest_vmfest.processes import Process
 from pytest_vmfest.progress import Step
-from pytest_vmfest.reaper import reap, reap_dead
+from pytest_vmfest.reaper import driver_of, reap, reap_dead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.progress import Progress
@@ -42,7 +43,6 @@ class Ownership:
         self._parent = parent
         self._progress = progress
         self._ledger: Ledger | None = None
-        self._guardian: Process | None = None
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
     def will_make(self, kind: Kind, name: str) -> None:
@@ -72,12 +72,11 @@ class Ownership:
         That is then left to the guardian, who tries again when this process has ended.
         """
         with self._lock:
-            if self._ledger is None:
-                return
-            reap(self._ledger, self._driver, self._owner)
-            if self._guardian is not None:
-                guardian.dismiss(self._ledger, self._guardian)
-            self._ledger = self._guardian = None
+            if self._ledger is not None:
+                watching = self._ledger.guardian()
+                reap(self._ledger, self._driver, self._owner)
+                guardian.dismiss(watching)
+                self._ledger = None
 
     @cached_property
     def _owner(self) -> Owner:
@@ -91,18 +90,22 @@ class Ownership:
             return self._ledger
         if self._ledger is None:
             self._reap_dead()
-            self._ledger = Ledger.begin(self._driver.settings.home, self._owner)
-        if self._guardian is None or not self._guardian.alive:
-            if self._guardian is not None:
+            self._ledger = self._begin(self._driver.settings.home)
+        watching = self._ledger.guardian()
+        if watching is None or not watching.alive:
+            if watching is not None:
                 self._progress(Step("guardian", "it was killed; another one watches now"))
             try:
-                self._guardian = guardian.arm(self._ledger)
+                guardian.arm(self._ledger)
             except OSError as error:
                 if not self._ledger.entries():
                     self._ledger.remove()
                     self._ledger = None
                 raise StoreError(f"no machine is made, as its guardian does not start: {error}") from error
         return self._ledger
+
+    def _begin(self, home: Path) -> Ledger:
+        return Ledger.begin(home, self._owner)
 
     def _reap_dead(self) -> None:
         for reaped in reap_dead(self._driver.settings.home):
@@ -111,3 +114,41 @@ class Ownership:
                 self._progress(Step("leftovers", f"{names} had been left by another run: removed"))
             if reaped.error:
                 self._progress(Step("leftovers", reaped.error))
+
+
+class SharedOwnership(Ownership):
+    """What workers of a run make for all of them: it belongs to their controller, and ends with that.
+
+    All have one ledger; whoever is about to make something holds a lock on it. See `settle_shared`.
+    """
+
+    def __init__(
+        self, driver: Driver, tags: Mapping[str, str], *, controller: Process, progress: Progress
+    ) -> None:
+        """``tags`` say which run."""
+        super().__init__(driver, tags, parent=None, progress=progress)
+        self._controller = controller
+
+    def settle(self) -> None:
+        """It goes on, for the others."""
+
+    @cached_property
+    def _owner(self) -> Owner:
+        return Owner(self._driver.name, self._driver.settings.as_json(), self.tags, self._controller)
+
+    def _begin(self, home: Path) -> Ledger:
+        ledger = Ledger.shared(home, self.tags["run"], self._driver.name)
+        self.tags = ledger.join(self._owner).tags
+        return ledger
+
+
+def settle_shared(home: Path, run: str) -> None:
+    """In the controller: remove what the workers of a run shared, and did not keep. Raises `DestroyError`."""
+    for ledger in Ledger.all_shared(home, run):
+        if (owner := ledger.owner()) is not None:
+            driver, watching = driver_of(owner), ledger.guardian()
+            try:
+                reap(ledger, driver, owner)
+                guardian.dismiss(watching)
+            finally:
+                driver.close()

@@ -40,13 +40,19 @@ def line_writer(config: pytest.Config) -> Callable[[str], None]:
 
 def to_worker_output(run: Run) -> dict[str, Any]:
     """What an xdist worker sends to its controller, as plain data."""
-    return {"phases": [asdict(one) for one in run.phases], "kept": [asdict(one) for one in run.kept]}
+    return {
+        "run": run.id,
+        "phases": [asdict(one) for one in run.phases],
+        "kept": [asdict(one) for one in run.kept],
+    }
 
 
 def from_worker_output(run: Run, data: dict[str, Any]) -> None:
     """Add what a worker sent to the controller's run."""
+    run.id = data["run"]
     run.phases += [Phase(**one) for one in data["phases"]]
-    run.kept += [Kept(**one) for one in data["kept"]]
+    told = {one.machine for one in run.kept}  # several workers may have kept a machine that they shared
+    run.kept += [Kept(**one) for one in data["kept"] if one["machine"] not in told]
 
 
 def show_kept(run: Run, terminal: TerminalReporter) -> None:

@@ -7,8 +7,10 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_vmfest.config import store_home
 from pytest_vmfest.errors import (
     GroupStartError,
     MachineNotFoundError,
@@ -86,7 +88,7 @@ class Run:
     holdings: list[Holding] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
-    _servers: dict[str, Server] = field(default_factory=dict)
+    _servers: dict[tuple[str, bool], Server] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: pytest.Config, settings: Settings, progress: Progress) -> Run:
@@ -103,26 +105,38 @@ class Run:
             controller=Process.of(os.getppid()) if worker else None,
         )
 
-    def server(self, driver: str | None = None) -> Server:
-        """The server for a driver's name, or for the configured one; made when it is first asked for."""
+    def server(self, driver: str | None = None, *, shared: bool = False) -> Server:
+        """The server for a driver's name, or for the configured one; made when it is first asked for.
+
+        What is made by one that is ``shared`` is for all workers of the run.
+        """
         from pytest_vmfest.server import Server
 
-        name = driver or self.settings.driver
-        if name not in self._servers:
+        key = driver or self.settings.driver, shared
+        if key not in self._servers:
             server = Server.configured(self.settings, driver=driver, progress=self.progress)
-            tags = {"run": self.id, "worker": self.worker, "owner": "pytest"}
-            server.own(tags, parent=self.controller)
-            self._servers[name] = server
-        return self._servers[name]
+            tags = {"run": self.id, "worker": "all" if shared else self.worker, "owner": "pytest"}
+            if shared and self.controller is not None:
+                server.own_for(self.controller, tags)
+            else:
+                server.own(tags, parent=self.controller)
+            self._servers[key] = server
+        return self._servers[key]
 
     def close(self) -> None:
-        """Destroy what an interrupt may have left of this process's machines, and close the servers.
+        """Destroy what is left of this process's machines, and close the servers.
 
-        Raises `DestroyError` that tells what is still there.
+        xdist's controller destroys what its workers shared. Raises `DestroyError` that tells what is still
+        there.
         """
+        from pytest_vmfest.ownership import settle_shared
+
         with held_back():
             try:
-                all_or_raise(*(server.close for server in self._servers.values()))
+                all_or_raise(
+                    *(server.close for server in self._servers.values()),
+                    *([] if self.controller else [partial(settle_shared, store_home(), self.id)]),
+                )
             finally:
                 self._servers.clear()
 
@@ -142,6 +156,7 @@ class Run:
         fixture: str,
         scope: pytest.Item | pytest.Collector,
         reset: bool = False,
+        shared: bool = False,
     ) -> Iterator[Node]:
         """A fresh node, destroyed at the end unless it is to be kept."""
         from pytest_vmfest.group import NodeGroup
@@ -150,7 +165,8 @@ class Run:
             node = server.launch_request(request, model, **how)
             return NodeGroup([node], node.destroy)
 
-        with self._held(launch, request.driver, fixture, scope, reset) as group:
+        launch = self._shared(launch, model, fixture, scope) if shared else launch
+        with self._held(launch, self.server(request.driver, shared=shared), fixture, scope, reset) as group:
             yield next(iter(group.values()))
 
     @contextmanager
@@ -162,13 +178,15 @@ class Run:
         fixture: str,
         scope: pytest.Item | pytest.Collector,
         reset: bool = False,
+        shared: bool = False,
     ) -> Iterator[NodeGroup]:
         """A fresh group, destroyed at the end unless it is to be kept."""
 
         def launch(server: Server, **how: Any) -> NodeGroup:
             return server.launch_group_request(request, model, **how)
 
-        with self._held(launch, request.driver, fixture, scope, reset) as group:
+        launch = self._shared(launch, model, fixture, scope) if shared else launch
+        with self._held(launch, self.server(request.driver, shared=shared), fixture, scope, reset) as group:
             yield group
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
@@ -176,16 +194,40 @@ class Run:
         fixtures, around = getattr(item, "fixturenames", []), item.listchain()
         return [one for one in self.holdings if one.fixture in fixtures and one.scope in around]
 
+    def _shared(
+        self,
+        launch: Callable[..., NodeGroup],
+        model: ImageModel,
+        fixture: str,
+        scope: pytest.Item | pytest.Collector,
+    ) -> Callable[..., NodeGroup]:
+        """``launch``, or finding what another worker has launched."""
+        from pytest_vmfest.shared import shared_nodes
+
+        def find_or_launch(server: Server, **how: Any) -> NodeGroup:
+            if self.controller is None or not server.driver.outlives_us:
+                return launch(server, **how)
+            return shared_nodes(
+                server.driver,
+                self.id,
+                f"{_where(fixture, scope)} on {model.name}",
+                model,
+                lambda: launch(server, **how),
+                connect_timeout_s=server.boot_timeout_s,
+            )
+
+        return find_or_launch
+
     @contextmanager
     def _held(
         self,
         launch: Callable[..., NodeGroup],
-        driver: str | None,
+        server: Server,
         fixture: str,
         scope: pytest.Item | pytest.Collector,
         reset: bool,
     ) -> Iterator[NodeGroup]:
-        test, server = _where(fixture, scope), self.server(driver)
+        test = _where(fixture, scope)
         try:
             group = launch(server, keep_failed=self.settings.keep != "never")
         except (StartError, GroupStartError) as error:

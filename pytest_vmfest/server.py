@@ -15,7 +15,7 @@ from pytest_vmfest.group import NodeGroup
 from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.launcher import Launcher
-from pytest_vmfest.ownership import Ownership
+from pytest_vmfest.ownership import Ownership, SharedOwnership
 from pytest_vmfest.planning import fresh_name, plan_group, plan_machine, plan_node
 from pytest_vmfest.progress import silent
 from pytest_vmfest.request import VmRequest
@@ -158,9 +158,16 @@ class Server:
         >>> server.machines()
         []
         """
-        self._ownership = partial(Ownership, tags=tags, parent=parent, progress=self._progress)
+        self._owned_by(partial(Ownership, tags=tags, parent=parent, progress=self._progress))
+
+    def own_for(self, controller: Process, tags: Mapping[str, str]) -> None:
+        """From now on, what is made belongs to ``controller``, and is for all who work for it."""
+        self._owned_by(partial(SharedOwnership, tags=tags, controller=controller, progress=self._progress))
+
+    def _owned_by(self, ownership: Callable[[Driver], Ownership]) -> None:
+        self._ownership = ownership
         if "_driver" in self.__dict__:
-            self._driver.owner = self._ownership(self._driver)
+            self._driver.owner = ownership(self._driver)
 
     def keep(self, machine: str, for_s: float) -> None:
         """Let an own machine outlive this process for so many seconds; then ``vmfest gc`` removes it."""

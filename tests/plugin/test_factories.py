@@ -1,5 +1,7 @@
 """Fixtures with a scope of their own."""
 
+import pytest
+
 
 def test_one_machine_for_a_module(pytester, run_fake):
     """A module-scoped instance is the same for all its tests, and another module gets another one."""
@@ -48,17 +50,42 @@ def test_reset_makes_it_pristine_before_each_test(pytester, run_fake):
     run_fake().assert_outcomes(passed=5)
 
 
-def test_shared_is_refused_with_the_reason(pytester, run_fake):
-    """`shared=True` is not ignored: the collection fails and says what to do."""
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("scope='session', shared=True, reset=True", "*shared=True and reset=True exclude each other*"),
+        ("shared=True", "*shared=True needs a wider scope than one test*"),
+    ],
+)
+def test_what_cannot_be_shared(pytester, run_fake, arguments, message):
+    """It is refused with the reason, where the fixture is defined."""
+    pytester.makepyfile(
+        f"""
+        from pytest_vmfest import instance_fixture
+
+        box = instance_fixture({arguments})
+
+        def test_it(box): pass
+        """
+    )
+    run_fake().stdout.fnmatch_lines([message])
+
+
+def test_shared_without_workers(pytester, run_fake):
+    """Then it is a fixture like others."""
     pytester.makepyfile(
         """
         from pytest_vmfest import group_fixture
-        cluster = group_fixture(scope="session", nodes=2, shared=True)
+
+        cluster = group_fixture(scope="module", nodes=2, shared=True)
+        seen = set()
+
+        def test_a(cluster): seen.update(node.instance.name for node in cluster.values())
+        def test_b(cluster): assert seen == {node.instance.name for node in cluster.values()}
+        def test_c(vm_server): assert len(vm_server.machines()) == 2
         """
     )
-    result = run_fake()
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*shared=True*is not available in this version*", "*leave it out*"])
+    run_fake().assert_outcomes(passed=3)
 
 
 def test_wrong_arguments_are_refused_where_the_factory_is_called(pytester, run_fake):
