@@ -18,6 +18,7 @@ LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning"
     "guardian",
     "ownership",
     "reaper",
+    "shared",
 }
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
 
