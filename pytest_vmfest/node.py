@@ -17,6 +17,7 @@ from pytest_vmfest.errors import (
     RemoteError,
     WaitTimeoutError,
 )
+from pytest_vmfest.journal import Journal
 from pytest_vmfest.link import Link
 from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
@@ -59,6 +60,8 @@ class Node:
         self.role = role
         self.timings: dict[str, float] = {}
         """Seconds that each phase took: clone, boot, ssh, network, init_script."""
+        self.journal = Journal()
+        """The last commands that were run by `run` and what is made of it; never their standard input."""
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._link = Link(instance)
@@ -131,6 +134,24 @@ class Node:
         itself may go on in the guest), `ConnectionLostError` when the connection breaks meanwhile, and
         `WaitTimeoutError` when it had to be made anew first and that took too long.
         """
+        __tracebackhide__ = True
+        with self.journal.noting(command_text(cmd)) as noted:
+            return noted(
+                self._run(cmd, check=check, timeout_s=timeout_s, input=input, user=user, env=env, cwd=cwd)
+            )
+
+    def _run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        check: bool = False,
+        timeout_s: float | None = None,
+        input: str | bytes | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> CommandResult:
+        """`run`, not noted in the journal."""
         __tracebackhide__ = True
         text = command_text(cmd)
         script = compose(cmd, self.image.login, user=user, env=env, cwd=cwd)
@@ -241,7 +262,7 @@ class Node:
     def reboot(self, *, timeout_s: float | None = None) -> None:
         """Restart the guest from inside and wait until it answers again, as the same node."""
         deadline = Deadline(self._connect_timeout_s if timeout_s is None else timeout_s)
-        before = self.run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
+        before = self._run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
         with suppress(ConnectionLostError, CommandTimeoutError):
             self._as_root("reboot", deadline.at_most(10))
         trouble: list[RemoteError] = []
@@ -330,7 +351,7 @@ class Node:
         self._as_root(text, deadline)
 
     def _as_root(self, text: str, deadline: Deadline) -> None:
-        self.run(text, user="root", check=True, timeout_s=deadline.timeout())
+        self._run(text, user="root", check=True, timeout_s=deadline.timeout())
 
     def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
         return self._link.using(deadline.at_most(self._connect_timeout_s))

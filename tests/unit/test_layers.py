@@ -11,7 +11,7 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "checks", "devices", "folders", "guest", "openssh", "shell", "signals",
+    "checks", "devices", "folders", "guest", "journal", "openssh", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"}
