@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
-    from pytest_vmfest.run import Holding
-
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
 # What our own fixtures raise; other errors may come from a user's fixture, whose lines have to be shown.
@@ -155,25 +153,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make machines of a wider scope pristine again, where their fixture asks for it."""
-    for holding in _holdings_of(item):
-        if holding.reset is not None:
-            holding.reset()
-
-
-def _holdings_of(item: pytest.Item) -> list[Holding]:
-    run = item.config.stash.get(RUN, None)
-    return run.holdings_of(item) if run else []
+    if run := item.config.stash.get(RUN, None):
+        run.begin(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whose test failed; show trouble of the infrastructure without our own frames."""
+    """Remember whose test failed; tell of its machines; show trouble of the infrastructure without frames."""
     made = yield
-    if made.failed:
-        for holding in _holdings_of(item):
+    if made.failed and (run := item.config.stash.get(RUN, None)):
+        from pytest_vmfest import telling
+
+        for holding in run.holdings_of(item):
             holding.failed = True
+        telling.tell(run, item, made)
     if (
         call.when != "call"
         and call.excinfo is not None
@@ -182,6 +177,17 @@ def pytest_runtest_makereport(
     ):
         made.longrepr = call.excinfo.getrepr(style="value", chain=False)
     return made
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
+    """Let JUnit's XML tell of a failing test's machines, too."""
+    if not report.failed:
+        return (yield)
+    from pytest_vmfest import telling
+
+    with telling.shown_in_junit(report):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:

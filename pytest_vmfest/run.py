@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
+    from pytest_vmfest.look import Look
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.request import VmRequest
@@ -46,6 +47,27 @@ class Holding:
     reset: Callable[[], object] | None = None
     failed: bool = False
     """Whether a test that used them failed."""
+    began: dict[str, int] = field(default_factory=dict)
+    """By node: the length of its console when the present test began; missing if the test made it."""
+
+    def begin(self) -> None:
+        """A test begins that was not the first to use them: reset them if that is wished."""
+        from pytest_vmfest.look import console_lengths
+
+        if self.reset is not None:
+            self.reset()
+        self.began = console_lengths(self.group.values())
+
+    def belongs_to(self, item: pytest.Item) -> bool:
+        """Whether a test's own fixtures hold it."""
+        by_name = self.fixture in getattr(item, "fixturenames", []) and self.scope in item.listchain()
+        return self.scope is item or by_name
+
+    def look(self, *, state: str = "") -> list[Look]:
+        """What can be found out about its nodes now; see `look_at`."""
+        from pytest_vmfest.look import look_at
+
+        return look_at([(node, self.began.get(node.name, 0)) for node in self.group.values()], state=state)
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,8 @@ class Run:
     holdings: list[Holding] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    departed: list[tuple[Holding, list[Look]]] = field(default_factory=list)
+    """What the present test's fixtures have let go already, as it was then."""
     _servers: dict[str, Server] = field(default_factory=dict)
 
     @classmethod
@@ -168,8 +192,18 @@ class Run:
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
         """What a test's own fixtures hold."""
-        fixtures, around = getattr(item, "fixturenames", []), item.listchain()
-        return [one for one in self.holdings if one.fixture in fixtures and one.scope in around]
+        return [one for one in self.holdings if one.belongs_to(item)]
+
+    def begin(self, item: pytest.Item) -> None:
+        """A test begins, or begins anew: what machines of a wider scope did before is not its matter."""
+        self.departed.clear()
+        for holding in self.holdings_of(item):
+            holding.begin()
+
+    def looks_of(self, item: pytest.Item) -> list[Look]:
+        """What can be found out about the nodes of a test's fixtures, also of those that are gone again."""
+        gone = [look for holding, looks in self.departed if holding.belongs_to(item) for look in looks]
+        return gone + [look for holding in self.holdings_of(item) for look in holding.look()]
 
     def _tags(self) -> dict[str, str]:
         return {"run": self.id, "worker": self.worker, "owner": "pytest"}
@@ -205,7 +239,10 @@ class Run:
 
     def _let_go(self, holding: Holding, test: str) -> None:
         self.holdings.remove(holding)
-        if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
+        keep = self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed)
+        # Whether the teardown fails is known only when all is gone.
+        self.departed.append((holding, holding.look(state="kept" if keep else "destroyed after the test")))
+        if keep:
             for node in holding.group.values():
                 self._keep(test, node)
         else:

@@ -14,8 +14,8 @@ WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress"
     "checks", "devices", "folders", "guest", "journal", "openssh", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
-LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"}
-FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
+LIFE = {"instance", "node", "group", "launcher", "look", "server", "startup", "planning", "link"}
+FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "cli"}
 
 
 def modules() -> list[Path]:
@@ -78,7 +78,7 @@ def test_imports_go_downwards(path):
         ("requests", {"images"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run"}),
+        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling"}),
         ("_pytest", {"plugin", "report"}),
     ],
 )

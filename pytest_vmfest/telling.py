@@ -1,0 +1,124 @@
+"""What a failing test's report says of the machines that the test used."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pytest
+
+    from pytest_vmfest.journal import Remembered, Said
+    from pytest_vmfest.look import Look
+    from pytest_vmfest.run import Run
+
+_TITLE = "vmfest: "
+_COMMANDS = 10
+_OUTPUT_LINES = 20
+_CONSOLE_LINES = 40
+_LINE_CHARACTERS = 300
+_TEXT_CHARACTERS = 12_000
+
+# Escape sequences (ECMA-48: CSI; OSC up to its end; others of two characters), and further controls.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+_LINE_ENDS = re.compile(r"\r+\n?")
+_CONTROLS = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\ud800-\udfff]")
+
+
+def tell(run: Run, item: pytest.Item, report: pytest.TestReport) -> None:
+    """Add to a failing test's report what there is to tell of the test's machines."""
+    report.sections += [section(look) for look in run.looks_of(item)]
+
+
+def section(look: Look, remarks: Sequence[str] = ()) -> tuple[str, str]:
+    """A report's section about one node: title and text. ``remarks`` are lines to begin with."""
+    place = f"; {look.ssh_command}" if look.ssh_command else ""
+    lines = [*remarks, f"state: {look.state}{place}", *look.trouble]
+    lines += _commands(look.commands)
+    lines += _console(look)
+    title = f"{_TITLE}node {look.node} (machine {look.machine}, image {look.image})"
+    return title, printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """Text for terminals and XML: without escape sequences, control characters and what is no Unicode."""
+    text = _LINE_ENDS.sub("\n", _ESCAPES.sub("", text))
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def heading(command: Remembered) -> str:
+    """A command's end in a line."""
+    lasted = "" if command.duration_s is None else f" after {command.duration_s:.2f} s"
+    times = f" ({command.times} times; the last one's)" if command.times > 1 else ""
+    return f"{command.ending}{lasted}{times}"
+
+
+def _commands(commands: Sequence[Remembered]) -> Iterator[str]:
+    if not commands:
+        yield "commands: none"
+        return
+    shown = commands[-_COMMANDS:]
+    yield "commands:" if shown == commands else f"commands (the last {len(shown)}):"
+    for command in shown:
+        first, *more = _head(command.command, _OUTPUT_LINES)
+        yield f"  $ {first}"
+        yield from (f"    {line}" for line in (*more, heading(command)))
+        yield from _output("stdout", command.stdout)
+        yield from _output("stderr", command.stderr)
+
+
+def _output(name: str, said: Said) -> Iterator[str]:
+    if said.text.strip():
+        cut = f" (the end of {said.characters} characters)" if said.characters > len(said.text) else ""
+        yield f"    {name}{cut}:"
+        yield from (f"      {line}" for line in _tail(said.text, _OUTPUT_LINES))
+
+
+def _console(look: Look) -> Iterator[str]:
+    text = look.console_of_test
+    if not text.strip():
+        yield "console since the test began: nothing"
+        return
+    yield "console since the test began:"
+    yield from (f"  | {line}" for line in _tail(text, _CONSOLE_LINES))
+
+
+def _head(text: str, most: int) -> Iterator[str]:
+    """The first lines, each bounded."""
+    lines = printable(text[:_TEXT_CHARACTERS]).strip("\n").split("\n")
+    yield from map(_bounded, lines[:most])
+    if len(lines) > most:
+        yield "…"
+
+
+def _tail(text: str, most: int) -> Iterator[str]:
+    """The last lines, each bounded."""
+    lines = printable(text[-_TEXT_CHARACTERS:]).strip("\n").split("\n")
+    if len(lines) > most or len(text) > _TEXT_CHARACTERS:
+        yield "…"
+    yield from map(_bounded, lines[-most:])
+
+
+def _bounded(line: str) -> str:
+    return line if len(line) <= _LINE_CHARACTERS else f"{line[:_LINE_CHARACTERS]} …"
+
+
+@contextmanager
+def shown_in_junit(report: pytest.TestReport) -> Iterator[None]:
+    """Let the failure's own text hold the sections as well, while JUnit's XML is written.
+
+    That shows nothing else of a report; everybody else shows the report's sections.
+    """
+    shown: list[tuple[str, str, str]] | None = getattr(report.longrepr, "sections", None)
+    if shown is None or not report.failed:
+        yield
+        return
+    before = list(shown)
+    shown += [(title, text, "-") for title, text in report.sections if title.startswith(_TITLE)]
+    try:
+        yield
+    finally:
+        shown[:] = before
