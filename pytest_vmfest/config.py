@@ -115,6 +115,13 @@ class Settings:
     boot_timeout: float = _option(
         300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
+    artifacts: Path | None = _option(  # noqa: RUF009 - a field, like the others
+        None,
+        "keep consoles, commands and screens of failing tests' machines in DIR/<run>/<test>/<node>; "
+        "DIR/last leads to the newest run",
+        metavar="DIR",
+        is_path=True,
+    )
     gui: bool = _option(False, "show the machines' screens in windows")
     durations: bool = _option(False, "show what each test's machines spent their time on")
 

@@ -173,8 +173,9 @@ class StartError(VmfestError):
     """A machine did not become a connected node.
 
     ``stage`` is one of created, running, kernel, login, network, init_script;
-    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console;
-    ``kept`` has the name of the machine if it was left as it is.
+    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console, and
+    ``console`` all of it; ``node`` and ``machine`` are the names; ``kept`` has the name of the machine if it
+    was left as it is.
     """
 
     def __init__(
@@ -183,6 +184,9 @@ class StartError(VmfestError):
         *,
         stage: str,
         elapsed_s: float,
+        node: str = "",
+        machine: str = "",
+        console: str = "",
         console_tail: str = "",
         hint: str = "",
         kept: Sequence[str] = (),
@@ -190,6 +194,9 @@ class StartError(VmfestError):
         super().__init__(message, hint=hint)
         self.stage = stage
         self.elapsed_s = elapsed_s
+        self.node = node
+        self.machine = machine
+        self.console = console
         self.console_tail = console_tail
         self.kept = tuple(kept)
 

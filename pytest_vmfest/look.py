@@ -10,7 +10,8 @@ from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.waiting import all_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pytest_vmfest.journal import Remembered
     from pytest_vmfest.node import Node
@@ -37,6 +38,8 @@ class Look:
     began: int = 0
     """How many characters of it are older than the test."""
     trouble: list[str] = field(default_factory=list)
+    screenshot: Callable[[Path], None] | None = field(default=None, repr=False)
+    """Writes its screen as PNG, if it has one now."""
 
     @property
     def console_of_test(self) -> str:
@@ -100,5 +103,7 @@ def _console(node: Node, look: Look) -> None:
 def _state(node: Node, look: Look) -> None:
     state = node.instance.state
     look.state = state.value
+    if state in (MachineState.RUNNING, MachineState.PAUSED):
+        look.screenshot = node.screenshot
     if state is MachineState.RUNNING:
         look.ssh_command = node.ssh_command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from pytest_vmfest.errors import (
     VmfestError,
 )
 from pytest_vmfest.fixtures import (
+    ARTIFACTS,
     RUN,
     SETTINGS,
     _vm_default_image,
@@ -48,6 +50,7 @@ _OUR_TROUBLE = (
     ImageError,
     DriverUnavailableError,
 )
+_WORKER_ARTIFACTS = "vmfest_artifacts"
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
@@ -76,6 +79,30 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"vmfest: {error}") from None
     config.stash[SETTINGS] = settings
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """See to it that there is a place for artifacts before anything fails; workers use the controller's."""
+    config = session.config
+    folder = config.stash[SETTINGS].artifacts
+    if folder is None or _runs_no_test(config):
+        return
+    if worker := getattr(config, "workerinput", None):
+        config.stash[ARTIFACTS] = Path(worker[_WORKER_ARTIFACTS])
+        return
+    from pytest_vmfest.artifacts import begin_run
+
+    try:
+        config.stash[ARTIFACTS] = begin_run(folder)
+    except OSError as error:
+        raise pytest.UsageError(f"vmfest: --vm-artifacts: cannot write to {folder}: {error}") from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the xdist controller: tell a worker where the artifacts go."""
+    if folder := node.config.stash.get(ARTIFACTS, None):
+        node.workerinput[_WORKER_ARTIFACTS] = str(folder)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -111,7 +138,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """Say which driver, version and accelerator the collected tests will run on, if any needs one."""
-    if config.getoption("collectonly", False) or config.getoption("setupplan", False):
+    if _runs_no_test(config):
         return None
     if not any(_uses_machines(item) for item in items):
         return None
@@ -120,6 +147,10 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
         return f"vmfest: {server.describe()}, store {server.home}"
     except VmfestError as error:
         return f"vmfest: {error.message}"
+
+
+def _runs_no_test(config: pytest.Config) -> bool:
+    return bool(config.getoption("collectonly", False) or config.getoption("setupplan", False))
 
 
 def _uses_machines(test: pytest.Item | pytest.Metafunc) -> bool:
@@ -168,7 +199,7 @@ def pytest_runtest_makereport(
 
         for holding in run.holdings_of(item):
             holding.failed = True
-        telling.tell(run, item, made)
+        telling.tell(run, item, made, call.excinfo.value if call.excinfo else None)
     if (
         call.when != "call"
         and call.excinfo is not None
@@ -212,6 +243,15 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
             from pytest_vmfest import report
 
             output[report.WORKER_KEY] = report.to_worker_output(run)
+        _end_artifacts(session.config)
+
+
+def _end_artifacts(config: pytest.Config) -> None:
+    folder = config.stash.get(ARTIFACTS, None)
+    if folder is not None and not hasattr(config, "workerinput"):
+        from pytest_vmfest.artifacts import end_run
+
+        end_run(folder)
 
 
 @pytest.hookimpl(optionalhook=True)

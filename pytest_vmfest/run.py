@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_vmfest.artifacts import Artifacts
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
     from pytest_vmfest.look import Look
@@ -100,6 +101,8 @@ class Run:
     id: str
     worker: str
     progress: Progress
+    artifacts: Artifacts | None = None
+    """Where to keep what failing tests leave, if it is to be kept."""
     holdings: list[Holding] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
@@ -108,7 +111,13 @@ class Run:
     _servers: dict[str, Server] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: pytest.Config, settings: Settings, progress: Progress) -> Run:
+    def of(
+        cls,
+        config: pytest.Config,
+        settings: Settings,
+        progress: Progress,
+        artifacts: Artifacts | None = None,
+    ) -> Run:
         """The run that pytest's process takes part in: as one of xdist's workers, or alone.
 
         Told by pytest, not by xdist's environment variables: a pytest that a test starts inherits those.
@@ -119,6 +128,7 @@ class Run:
             id=worker.get("testrunuid", secrets.token_hex(16))[:12],
             worker=worker.get("workerid", "main"),
             progress=progress,
+            artifacts=artifacts,
         )
 
     def server(self, driver: str | None = None) -> Server:
@@ -197,6 +207,8 @@ class Run:
     def begin(self, item: pytest.Item) -> None:
         """A test begins, or begins anew: what machines of a wider scope did before is not its matter."""
         self.departed.clear()
+        if self.artifacts:
+            self.artifacts.begin()
         for holding in self.holdings_of(item):
             holding.begin()
 

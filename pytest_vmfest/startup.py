@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import CommandError, StartError, VmfestError, clean_up_after
-from pytest_vmfest.instance import Instance
+from pytest_vmfest.errors import CommandError, MachineNotFoundError, StartError, VmfestError, clean_up_after
+from pytest_vmfest.instance import Instance, last_lines
 from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
@@ -150,7 +150,7 @@ class Startup:
     def _explain(self, error: VmfestError, deadline: Deadline) -> StartError:
         """The error to show for ``error``; the machine is destroyed by the way, or kept."""
         name = self._instance.name
-        console = self._console_tail()
+        console = self._console()
         kept = self._keep and self._created
         remark = ""
         if kept:
@@ -163,30 +163,32 @@ class Startup:
                 remark = f"and its machine could not be destroyed: {failure}"
         return self._error(error, deadline, console, remark, (name,) if kept else ())
 
-    def _console_tail(self) -> str:
+    def _console(self) -> str:
         if not self._created:
             return ""
         try:
-            return self._instance.console_tail()
+            return self._instance.console()
+        except MachineNotFoundError:
+            return ""
         except (VmfestError, OSError) as failure:
             return f"(its console cannot be read: {failure})"
 
     def _error(
         self, error: VmfestError, deadline: Deadline, console: str, remark: str, kept: tuple[str, ...]
     ) -> StartError:
-        spec = self._plan.spec
-        stage = self._stage
+        spec, name = self._plan.spec, self._plan.introduction.hostname
+        stage, last = self._stage, last_lines(console)
         if stage in ("address", "port", "banner"):
             # slirp and NAT accept connections for a guest that is not there yet: only the console tells.
-            stage = "kernel" if console else "running"
+            stage = "kernel" if last else "running"
         lines = [
-            f"node {self._plan.introduction.hostname!r} did not start: {error.message}",
+            f"node {name!r} did not start: {error.message}",
             f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self._timeout_s:g} s",
             f"  machine: {spec.name}, image {spec.image.name}, {spec.hardware.memory_mib} MiB, "
             f"{spec.hardware.cpus} CPU, driver {self._driver.name}",
         ]
         if stage != "created" and not isinstance(error, CommandError):
-            told = console.splitlines() or ["(nothing)"]
+            told = last.splitlines() or ["(nothing)"]
             lines += ["  its console said last:", *(f"    | {line}" for line in told)]
         if remark:
             lines.append(f"  {remark}")
@@ -194,7 +196,10 @@ class Startup:
             "\n".join(lines),
             stage=stage,
             elapsed_s=deadline.elapsed_s,
-            console_tail=console,
+            node=name,
+            machine=spec.name,
+            console=console,
+            console_tail=last,
             hint=error.hint,
             kept=kept,
         )

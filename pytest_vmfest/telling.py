@@ -6,6 +6,8 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_vmfest.errors import GroupStartError, StartError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -28,15 +30,45 @@ _LINE_ENDS = re.compile(r"\r+\n?")
 _CONTROLS = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\ud800-\udfff]")
 
 
-def tell(run: Run, item: pytest.Item, report: pytest.TestReport) -> None:
-    """Add to a failing test's report what there is to tell of the test's machines."""
-    report.sections += [section(look) for look in run.looks_of(item)]
+def tell(run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseException | None = None) -> None:
+    """Add to a failing test's report what there is to tell of the test's machines, and keep it if wished.
+
+    ``error`` is what the test failed with: it may be that of machines that did not start.
+    """
+    looks = run.looks_of(item)
+    starts = _failed_starts(error)
+    places: list[str] = []
+    if run.artifacts and (looks or starts):
+        about = {"test": item.nodeid, "when": report.when, "run": run.id, "worker": run.worker}
+        try:
+            folders = run.artifacts.keep(looks, about)
+            folders += [run.artifacts.keep_failed_start(start, about) for start in starts]
+            places = [f"artifacts: {folder}" for folder in folders]
+        except OSError as trouble:
+            places = [f"artifacts cannot be kept: {trouble}"] * (len(looks) + len(starts))
+    places += [""] * (len(looks) + len(starts) - len(places))
+    report.sections += [section(look, place) for look, place in zip(looks, places, strict=False)]
+    report.sections += [
+        (f"{_TITLE}node {start.node}, which did not start", place)
+        for start, place in zip(starts, places[len(looks) :], strict=True)
+        if place
+    ]
 
 
-def section(look: Look, remarks: Sequence[str] = ()) -> tuple[str, str]:
-    """A report's section about one node: title and text. ``remarks`` are lines to begin with."""
-    place = f"; {look.ssh_command}" if look.ssh_command else ""
-    lines = [*remarks, f"state: {look.state}{place}", *look.trouble]
+def _failed_starts(error: BaseException | None) -> list[StartError]:
+    if isinstance(error, StartError):
+        return [error]
+    if isinstance(error, GroupStartError):
+        return [failure for failure in error.failures.values() if isinstance(failure, StartError)]
+    return []
+
+
+def section(look: Look, place: str = "") -> tuple[str, str]:
+    """A report's section about one node: title and text. ``place`` says where more is kept."""
+    way_in = f"; {look.ssh_command}" if look.ssh_command else ""
+    lines = [f"state: {look.state}{way_in}", *look.trouble]
+    if place:
+        lines.append(place)
     lines += _commands(look.commands)
     lines += _console(look)
     title = f"{_TITLE}node {look.node} (machine {look.machine}, image {look.image})"

@@ -15,7 +15,7 @@ WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress"
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "look", "server", "startup", "planning", "link"}
-FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "cli"}
+FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
 
 
 def modules() -> list[Path]:
