@@ -135,7 +135,7 @@ def _taking(screenshot: Callable[[Path], object], path: Path) -> Callable[[], ob
 
 
 def _facts(look: Look) -> dict[str, Any]:
-    names = ("node", "machine", "role", "image", "driver", "state", "ssh_command", "trouble")
+    names = ("node", "machine", "role", "image", "driver", "state", "ssh_command", "alarms", "trouble")
     timings = {phase: round(seconds, 3) for phase, seconds in look.timings.items()}
     return {**{name: getattr(look, name) for name in names}, "timings_s": timings}
 

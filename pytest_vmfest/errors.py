@@ -24,6 +24,7 @@
     │   ├── ConnectionLostError
     │   │   └── MachineGoneError  the machine is off or destroyed, or its kernel panicked
     │   └── TransferError         put or get failed
+    ├── ConsoleAlarmError         a guest's console told of trouble while a test used it
     ├── CommandError              a checked command exited with another status than 0
     ├── CommandTimeoutError       a command did not end in time
     ├── WaitTimeoutError          a condition did not come true in time
@@ -144,6 +145,14 @@ class MachineGoneError(ConnectionLostError):
 
 class TransferError(RemoteError):
     """A file or folder could not be copied to or from the guest."""
+
+
+class ConsoleAlarmError(VmfestError):
+    """A guest's console told of trouble while a test used it; ``line`` is what it said."""
+
+    def __init__(self, message: str, *, line: str) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class CommandError(VmfestError):

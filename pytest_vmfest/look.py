@@ -37,6 +37,8 @@ class Look:
     """All that the guest wrote to its first serial port."""
     began: int = 0
     """How many characters of it are older than the test."""
+    alarms: list[str] = field(default_factory=list)
+    """Lines of the console that tell of trouble in the guest."""
     trouble: list[str] = field(default_factory=list)
     screenshot: Callable[[Path], None] | None = field(default=None, repr=False)
     """Writes its screen as PNG, if it has one now."""

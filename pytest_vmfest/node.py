@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -62,6 +63,8 @@ class Node:
         """Seconds that each phase took: clone, boot, ssh, network, init_script."""
         self.journal = Journal()
         """The last commands that were run by `run` and what is made of it; never their standard input."""
+        self.expected: list[re.Pattern[str]] = []
+        """What `expect_console` allows its console to say."""
         self._introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._link = Link(instance)
@@ -314,6 +317,15 @@ class Node:
         """All that the guest wrote to its first serial port."""
         return self.instance.console()
 
+    def expect_console(self, pattern: str) -> None:
+        """Allow the console to say what would make the running test fail: lines that match ``pattern``.
+
+        That is a regular expression, searched in each line; it holds until the test's end.
+
+        >>> node.expect_console("Kernel panic")  # doctest: +SKIP
+        """
+        self.expected.append(re.compile(pattern))
+
     def screenshot(self, path: str | os.PathLike[str]) -> None:
         """Write the screen to ``path`` as PNG."""
         self.instance.screenshot(Path(path))
@@ -330,13 +342,17 @@ class Node:
         finally:
             self._link.drop()
 
-    # --- for the launcher --------------------------------------------------------------------------
+    # --- for the launcher and the plugin ---------------------------------------------------------------
 
     def connect(
         self, deadline: Deadline, *, watch: Callable[[], None], on_stage: Callable[[str], None]
     ) -> None:
         """Wait for the first connection; see `Link.remote`."""
         self._link.remote(deadline, watch=watch, on_stage=on_stage)
+
+    def watch_with(self, look: Callable[[], None]) -> None:
+        """Call ``look`` while commands and transfers run; what it raises breaks them off."""
+        self._link.watch = look
 
     def disconnect(self) -> None:
         """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
+    from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.watchdog import Watchdog
+
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
 # What our own fixtures raise; other errors may come from a user's fixture, whose lines have to be shown.
@@ -66,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         if option.repeatable:
             how["action"] = "append"
         group.addoption(option.flag, dest=option.ini, default=None, help=names.replace("%", "%%"), **how)
-        kind: Any = "args" if option.repeatable else "string"
+        kind: Any = "linelist" if option.is_pattern else "args" if option.repeatable else "string"
         parser.addini(option.ini, f"{option.help} [see {option.flag}]", type=kind, default=None)
 
 
@@ -186,6 +189,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make machines of a wider scope pristine again, where their fixture asks for it."""
     if run := item.config.stash.get(RUN, None):
         run.begin(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test, or warn, when the console of a machine that it uses tells of trouble."""
+    watchdog = _watchdog(item.config)
+    if watchdog and watchdog.breaks_off:
+        _judge(item, watchdog.alarms)
+    try:
+        result = yield
+    finally:
+        watchdog = _watchdog(item.config)  # the test may be the first to use a machine
+        alarms = watchdog.end() if watchdog else []
+    _judge(item, alarms)
+    return result
+
+
+def _watchdog(config: pytest.Config) -> Watchdog | None:
+    run = config.stash.get(RUN, None)
+    return run.watchdog if run else None
+
+
+def _judge(item: pytest.Item, alarms: list[Alarm]) -> None:
+    if alarms:
+        from pytest_vmfest import telling
+
+        telling.judge(item, alarms, fatal=item.config.stash[SETTINGS].console_watch == "fail")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.request import VmRequest
     from pytest_vmfest.server import Server
     from pytest_vmfest.specs import ImageModel
+    from pytest_vmfest.watchdog import Watchdog
 
 # The snapshot that `reset=True` goes back to.
 PRISTINE = "vmfest-pristine"
@@ -109,6 +110,17 @@ class Run:
     departed: list[tuple[Holding, list[Look]]] = field(default_factory=list)
     """What the present test's fixtures have let go already, as it was then."""
     _servers: dict[str, Server] = field(default_factory=dict)
+
+    @cached_property
+    def watchdog(self) -> Watchdog | None:
+        """What looks at the consoles of the running test's nodes; None if that is switched off."""
+        from pytest_vmfest.alarms import alarm_patterns
+        from pytest_vmfest.watchdog import Watchdog
+
+        if self.settings.console_watch == "off":
+            return None
+        patterns = alarm_patterns(self.settings.console_patterns)
+        return Watchdog(patterns, breaks_off=self.settings.console_watch == "fail")
 
     @classmethod
     def of(
@@ -207,15 +219,27 @@ class Run:
     def begin(self, item: pytest.Item) -> None:
         """A test begins, or begins anew: what machines of a wider scope did before is not its matter."""
         self.departed.clear()
+        if self.watchdog:
+            self.watchdog.end()  # a test that was skipped has not been told of
         if self.artifacts:
             self.artifacts.begin()
-        for holding in self.holdings_of(item):
+        held = self.holdings_of(item)
+        for holding in held:
             holding.begin()
+        if self.watchdog:
+            self.watchdog.begin(
+                (node, holding.began.get(node.name, 0)) for holding in held for node in holding.group.values()
+            )
 
     def looks_of(self, item: pytest.Item) -> list[Look]:
         """What can be found out about the nodes of a test's fixtures, also of those that are gone again."""
         gone = [look for holding, looks in self.departed if holding.belongs_to(item) for look in looks]
-        return gone + [look for holding in self.holdings_of(item) for look in holding.look()]
+        looks = gone + [look for holding in self.holdings_of(item) for look in holding.look()]
+        for alarm in self.watchdog.end() if self.watchdog else []:
+            for look in looks:
+                if look.machine == alarm.machine:
+                    look.alarms.append(alarm.line)
+        return looks
 
     def _tags(self) -> dict[str, str]:
         return {"run": self.id, "worker": self.worker, "owner": "pytest"}
@@ -240,6 +264,8 @@ class Run:
         try:
             self.holdings.append(holding)
             for node in group.values():
+                if self.watchdog:
+                    self.watchdog.add(node)
                 self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
             if reset:
                 group.each(lambda node: node.snapshot(PRISTINE))

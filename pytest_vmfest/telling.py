@@ -6,18 +6,20 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pytest_vmfest.errors import GroupStartError, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pytest
-
+    from pytest_vmfest.alarms import Alarm
     from pytest_vmfest.journal import Remembered, Said
     from pytest_vmfest.look import Look
     from pytest_vmfest.run import Run
 
 _TITLE = "vmfest: "
+_ALARMS = 5
 _COMMANDS = 10
 _OUTPUT_LINES = 20
 _CONSOLE_LINES = 40
@@ -55,6 +57,22 @@ def tell(run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseExce
     ]
 
 
+class ConsoleWarning(pytest.PytestWarning):
+    """A guest's console has told of trouble while a test used it."""
+
+
+def judge(item: pytest.Item, alarms: Sequence[Alarm], *, fatal: bool) -> None:
+    """Fail the test because of what the consoles of its nodes said, or only warn."""
+    __tracebackhide__ = True
+    shown = [str(alarm) for alarm in alarms[:_ALARMS]]
+    if len(alarms) > _ALARMS:
+        shown.append(f"… ({len(alarms) - _ALARMS} lines more)")
+    text = printable("\n".join(shown))
+    if fatal:
+        pytest.fail(text, pytrace=False)
+    item.warn(ConsoleWarning(text))
+
+
 def _failed_starts(error: BaseException | None) -> list[StartError]:
     if isinstance(error, StartError):
         return [error]
@@ -69,6 +87,7 @@ def section(look: Look, place: str = "") -> tuple[str, str]:
     lines = [f"state: {look.state}{way_in}", *look.trouble]
     if place:
         lines.append(place)
+    lines += [f"alarm: {line}" for line in look.alarms[:_ALARMS]]
     lines += _commands(look.commands)
     lines += _console(look)
     title = f"{_TITLE}node {look.node} (machine {look.machine}, image {look.image})"

@@ -11,10 +11,10 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "checks", "devices", "folders", "guest", "journal", "openssh", "shell", "signals",
+    "alarms", "checks", "devices", "folders", "guest", "journal", "openssh", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
-LIFE = {"instance", "node", "group", "launcher", "look", "server", "startup", "planning", "link"}
+LIFE = {"instance", "node", "group", "launcher", "look", "server", "startup", "planning", "link", "watchdog"}
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
 
 
