@@ -41,9 +41,9 @@ class Link:
         self._instance = instance
         self._remote: Remote | None = None
         self._lock = threading.Lock()
-        self.watch: Callable[[], None] = lambda: None
+        self.watch: Callable[[bool], None] = lambda at_once: None
         """Called while a command or transfer runs, or a connection is waited for; may raise
-        `ConsoleAlarmError` to break that off."""
+        `ConsoleAlarmError` to break that off. Told whether to look although it has just looked."""
 
     def remote(
         self,
@@ -70,7 +70,7 @@ class Link:
         When it stops or panics meanwhile, the connection is closed and `MachineGoneError` says why; likewise
         when `watch` raises.
         """
-        self.watch()
+        self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
         trouble: list[MachineGoneError | ConsoleAlarmError] = []
@@ -79,7 +79,7 @@ class Link:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
-                    self.watch()
+                    self.watch(False)
                 except (MachineGoneError, ConsoleAlarmError) as error:
                     trouble.append(error)
                     remote.close()
@@ -97,6 +97,7 @@ class Link:
                 raise trouble[0] from error
             with suppress(DriverError, OSError):
                 self._check_alive(paused_too=True)
+            self.watch(True)
             raise
         finally:
             done.set()
@@ -126,7 +127,7 @@ class Link:
 
         def watch_all() -> None:
             self._check_alive()
-            self.watch()
+            self.watch(False)
             if watch is not None:
                 watch()
 

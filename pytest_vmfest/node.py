@@ -14,6 +14,7 @@ from pytest_vmfest.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectionLostError,
+    ConsoleAlarmError,
     MachineGoneError,
     RemoteError,
     WaitTimeoutError,
@@ -174,6 +175,9 @@ class Node:
                 stdout=error.stdout,
                 stderr=error.stderr,
             ) from None
+        except (MachineGoneError, ConsoleAlarmError) as error:
+            # How the connection was closed for it, by us, explains nothing.
+            raise error.with_traceback(None) from None
         result = CommandResult(
             text,
             done.exit_status,
@@ -350,8 +354,8 @@ class Node:
         """Wait for the first connection; see `Link.remote`."""
         self._link.remote(deadline, watch=watch, on_stage=on_stage)
 
-    def watch_with(self, look: Callable[[], None]) -> None:
-        """Call ``look`` while commands and transfers run; what it raises breaks them off."""
+    def watch_with(self, look: Callable[[bool], None]) -> None:
+        """Call ``look``, as `Link.watch`, while commands and transfers run; it may break them off."""
         self._link.watch = look
 
     def disconnect(self) -> None:

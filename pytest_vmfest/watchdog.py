@@ -79,9 +79,9 @@ class Watchdog:
         with self._lock:
             return list(self._alarms)
 
-    def look(self) -> None:
+    def look(self, at_once: bool) -> None:
         """Raise `ConsoleAlarmError` if there is an alarm that is to break off what runs."""
-        self._look(at_once=False)
+        self._look(at_once=at_once)
         with self._lock:
             if self._alarms and self._breaks_off and not self._off_duty:
                 raise ConsoleAlarmError(str(self._alarms[0]), line=self._alarms[0].line)

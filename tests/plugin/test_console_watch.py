@@ -35,6 +35,7 @@ def test_a_hanging_command_is_broken_off(pytester, run_fake):
     assert "waited to the end" not in result.stdout.lines
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"*ConsoleAlarmError: the console of vm says: {OOM}*"])
+    assert "pytest_vmfest/" not in result.stdout.str()
 
 
 def test_a_failing_test_keeps_its_own_failure(pytester, run_fake):

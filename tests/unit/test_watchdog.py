@@ -51,6 +51,18 @@ def test_an_alarm_breaks_off_a_command_on_another_node(group, watchdog):
     assert caught.value.line == OOM
 
 
+def test_a_connection_that_the_trouble_breaks(server, group, watchdog):
+    """When the guest breaks the connection first, the alarm is what the command fails with all the same."""
+
+    def crash(call):
+        say(group["node-0"], f"{OOM}\n")
+        group["node-0"].disconnect()
+
+    server.driver.respond("crash", crash)
+    with pytest.raises(ConsoleAlarmError, match="Killed process"):
+        group["node-0"].run("crash; true")
+
+
 def test_after_an_alarm_no_command_is_begun_until_the_test_has_ended(group, watchdog):
     """A loop of short commands ends, too; afterwards the nodes can be used again."""
     say(group["node-0"], f"{OOM}\n")
@@ -76,7 +88,7 @@ def test_what_was_said_before_the_test_does_not_count(group, watchdog):
 def test_a_line_that_is_not_whole_yet(group, watchdog):
     """It is waited for while the test runs, and told as it is at the end."""
     say(group["node-0"], "Out of memory: Killed process 1")
-    watchdog.look()
+    watchdog.look(False)
     say(group["node-0"], "7 (db)\nBUG: and then")
     assert [alarm.line for alarm in watchdog.end()] == [
         "Out of memory: Killed process 17 (db)",
