@@ -116,6 +116,11 @@ class Settings:
     boot_timeout: float = _option(
         300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
+    boot_retries: int = _option(
+        1,
+        "how often a machine that does not come up is replaced by a fresh one, which has the same time",
+        metavar="N",
+    )
     artifacts: Path | None = _option(  # noqa: RUF009 - a field, like the others
         None,
         "keep consoles, commands and screens of failing tests' machines in DIR/<run>/<test>/<node>; "
@@ -192,6 +197,8 @@ class Option:
             return values
         if self.is_flag:
             return self._parse_flag(value, where)
+        if isinstance(self.default, int):
+            return self._parse_count(value, where)
         if isinstance(self.default, float):
             return self._parse_seconds(value, where)
         if self.is_path:
@@ -218,6 +225,11 @@ class Option:
         if str(value).lower() not in words:
             raise self._refuse(value, where, "true or false")
         return words[str(value).lower()]
+
+    def _parse_count(self, value: Any, where: str) -> int:
+        if not re.fullmatch(r"\d{1,3}", str(value), re.ASCII):
+            raise self._refuse(value, where, "a whole number, 0 or more")
+        return int(value)
 
     def _parse_seconds(self, value: Any, where: str) -> float:
         try:

@@ -2,6 +2,9 @@
 
 import json
 
+from pytest_vmfest import Server
+from pytest_vmfest.request import VmRequest
+
 TESTS = """
     import time
     import pytest
@@ -50,3 +53,22 @@ def test_a_failing_test_on_a_real_machine(pytester, own_home, vm_server):
     assert (node / "screenshot.png").read_bytes().startswith(b"\x89PNG")
     info = json.loads((node / "info.json").read_text())
     assert (info["state"], info["image"], info["trouble"]) == ("running", "tiny", [])
+
+
+def test_a_machine_that_dies_while_it_boots_is_replaced(own_home, vm_server):
+    """A fresh machine becomes the node, and a line tells of the first one."""
+    told, killed = [], []
+    with Server(vm_server.driver.name, home=own_home, boot_retries=1, progress=told.append) as server:
+
+        def kill_the_first(step):
+            if step.text.startswith("booting") and not killed:
+                killed.append(step)
+                server.find("twice").power_down()
+
+        request, model = VmRequest(), server.image("tiny")
+        launched = server.launch_request(request, model, machine="twice", tags={}, progress=kill_the_first)
+        with launched as node:
+            assert node.check_output("uname -s") == "Linux"
+            assert [machine.name for machine in server.machines()] == ["twice"]
+        assert server.machines() == []
+    assert [step.text.partition(":")[0] for step in told] == ["did not come up"]

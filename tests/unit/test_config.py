@@ -60,6 +60,8 @@ def test_patterns_are_one_a_line():
         ("VMFEST_LOCAL_INTERFACE", "eth0", "vboxnet0, vboxnet1 or so"),
         ("VMFEST_BOOT_TIMEOUT", "-1", "a positive number of seconds"),
         ("VMFEST_BOOT_TIMEOUT", "inf", "a positive number of seconds"),
+        ("VMFEST_BOOT_RETRIES", "-1", "a whole number, 0 or more"),
+        ("VMFEST_BOOT_RETRIES", "twice", "a whole number, 0 or more"),
         ("VMFEST_DURATIONS", "perhaps", "true or false"),
         ("VMFEST_IMAGE", " ", "at least one value"),
         ("VMFEST_CONSOLE_WATCH", "bark", "one of fail, warn, off"),

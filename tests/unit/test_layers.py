@@ -14,7 +14,19 @@ WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress"
     "alarms", "checks", "devices", "folders", "guest", "journal", "openssh", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
-LIFE = {"instance", "node", "group", "launcher", "look", "server", "startup", "planning", "link", "watchdog"}
+LIFE = {
+    "instance",
+    "node",
+    "group",
+    "launcher",
+    "look",
+    "server",
+    "startup",
+    "planning",
+    "link",
+    "tries",
+    "watchdog",
+}
 FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
 
 
