@@ -52,12 +52,10 @@ class Holding:
     began: dict[str, int] = field(default_factory=dict)
     """By node: the length of its console when the present test began; missing if the test made it."""
 
-    def begin(self) -> None:
-        """A test begins that was not the first to use them: reset them if that is wished."""
+    def mark(self) -> None:
+        """The present test begins here on the consoles."""
         from pytest_vmfest.look import console_lengths
 
-        if self.reset is not None:
-            self.reset()
         self.began = console_lengths(self.group.values())
 
     def belongs_to(self, item: pytest.Item) -> bool:
@@ -217,7 +215,10 @@ class Run:
         return [one for one in self.holdings if one.belongs_to(item)]
 
     def begin(self, item: pytest.Item) -> None:
-        """A test begins, or begins anew: what machines of a wider scope did before is not its matter."""
+        """A test begins, or begins anew, and is to find machines of a wider scope reset if that is wished.
+
+        What they said before is not its matter.
+        """
         self.departed.clear()
         if self.watchdog:
             self.watchdog.end()  # a test that was skipped has not been told of
@@ -225,7 +226,11 @@ class Run:
             self.artifacts.begin()
         held = self.holdings_of(item)
         for holding in held:
-            holding.begin()
+            holding.mark()
+        for holding in held:
+            if holding.reset is not None:
+                holding.reset()
+                holding.mark()
         if self.watchdog:
             self.watchdog.begin(
                 (node, holding.began.get(node.name, 0)) for holding in held for node in holding.group.values()

@@ -74,6 +74,35 @@ def test_workers_share_the_run_and_no_folder(pytester, run_fake):
     assert len({(info["test"], info["worker"]) for info in infos}) == 10
 
 
+def test_a_test_that_is_run_again_has_a_folder_for_each_time(pytester, run_fake):
+    """Reruns within a session do not overwrite what was kept before."""
+    pytester.makeconftest(
+        """
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                item._initrequest()
+                runtestprotocol(item, nextitem=nextitem)
+            return True
+        """
+    )
+    pytester.makepyfile(
+        test_it="""
+        turns = []
+
+        def test_fails(vm_instance):
+            turns.append("turn")
+            vm_instance.run(f"echo turn {len(turns)} > /dev/ttyS0")
+            assert False
+        """
+    )
+    run_fake("--vm-artifacts", "kept").assert_outcomes(failed=2)
+    last = pytester.path / "kept" / "last"
+    consoles = [last / f"test_it.py-test_fails{number}" / "vm" / "console.log" for number in ("", "-2")]
+    assert [console.read_text().splitlines()[-1] for console in consoles] == ["turn 1", "turn 2"]
+
+
 def test_a_start_that_fails_leaves_its_console(pytester, run_fake):
     """The error names the folder; the console is in it. In a group, that of each node that failed."""
     pytester.makepyfile(
