@@ -96,6 +96,11 @@ class Settings:
         choices=lambda: ("never", "failed", "always"),
         metavar="WHEN",
     )
+    keep_timeout: float = _option(
+        14400.0,
+        "seconds that a machine which is left running may live; the next run, or vmfest gc, then removes it",
+        metavar="SECONDS",
+    )
     accel: str = _option(
         "auto",
         "QEMU's accelerator: auto (KVM if a probe guest proves that it works, else TCG), kvm, tcg",

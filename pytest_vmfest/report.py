@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ def show_kept(run: Run, terminal: TerminalReporter) -> None:
         return
     terminal.section("vmfest: machines kept")
     for kept in run.kept:
-        terminal.write_line(f"{kept.machine}  (of {kept.test})")
+        until = time.strftime("%H:%M", time.localtime(kept.until))
+        terminal.write_line(f"{kept.machine}  (of {kept.test}, until {until})")
         terminal.write_line(f"    {kept.ssh_command or f'vmfest instance console {kept.machine}'}")
         terminal.write_line(f"    vmfest instance destroy {kept.machine}")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import (
@@ -16,6 +17,7 @@ from pytest_vmfest.errors import (
     VmfestError,
     all_or_raise,
 )
+from pytest_vmfest.processes import Process
 from pytest_vmfest.signals import held_back
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ class Kept:
     test: str
     machine: str
     ssh_command: str
+    until: float
+    """When it is due to be removed, in seconds since the epoch."""
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Run:
     id: str
     worker: str
     progress: Progress
+    controller: Process | None = None
+    """xdist's controller, for which this process works."""
     artifacts: Artifacts | None = None
     """Where to keep what failing tests leave, if it is to be kept."""
     holdings: list[Holding] = field(default_factory=list)
@@ -138,6 +144,7 @@ class Run:
             id=worker.get("testrunuid", secrets.token_hex(16))[:12],
             worker=worker.get("workerid", "main"),
             progress=progress,
+            controller=Process.of(os.getppid()) if worker else None,
             artifacts=artifacts,
         )
 
@@ -147,7 +154,10 @@ class Run:
 
         name = driver or self.settings.driver
         if name not in self._servers:
-            self._servers[name] = Server.configured(self.settings, driver=driver, progress=self.progress)
+            server = Server.configured(self.settings, driver=driver, progress=self.progress)
+            tags = {"run": self.id, "worker": self.worker, "owner": "pytest"}
+            server.own(tags, parent=self.controller)
+            self._servers[name] = server
         return self._servers[name]
 
     def close(self) -> None:
@@ -155,14 +165,10 @@ class Run:
 
         Raises `DestroyError` that tells what is still there.
         """
-        kept = {kept.machine for kept in self.kept}
         with held_back():
-            sweeps = [partial(server.sweep, self._tags(), kept) for server in self._servers.values()]
             try:
-                all_or_raise(*sweeps)
+                all_or_raise(*(server.close for server in self._servers.values()))
             finally:
-                for server in self._servers.values():
-                    server.close()
                 self._servers.clear()
 
     def image(
@@ -246,9 +252,6 @@ class Run:
                     look.alarms.append(alarm.line)
         return looks
 
-    def _tags(self) -> dict[str, str]:
-        return {"run": self.id, "worker": self.worker, "owner": "pytest"}
-
     @contextmanager
     def _held(
         self,
@@ -258,12 +261,12 @@ class Run:
         scope: pytest.Item | pytest.Collector,
         reset: bool,
     ) -> Iterator[NodeGroup]:
-        test = _where(fixture, scope)
-        keep_failed = self.settings.keep != "never"
+        test, server = _where(fixture, scope), self.server(driver)
         try:
-            group = launch(self.server(driver), tags=self._tags(), keep_failed=keep_failed)
+            group = launch(server, keep_failed=self.settings.keep != "never")
         except (StartError, GroupStartError) as error:
-            self.kept += [Kept(test, machine, "") for machine in error.kept]
+            for machine in error.kept:
+                self._keep(test, server, machine)
             raise
         holding = Holding(fixture, scope, group)
         try:
@@ -278,21 +281,21 @@ class Run:
             yield group
         finally:
             with held_back():
-                self._let_go(holding, test)
+                self._let_go(holding, test, server)
 
-    def _let_go(self, holding: Holding, test: str) -> None:
+    def _let_go(self, holding: Holding, test: str, server: Server) -> None:
         self.holdings.remove(holding)
         keep = self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed)
         # Whether the teardown fails is known only when all is gone.
         self.departed.append((holding, holding.look(state="kept" if keep else "destroyed after the test")))
         if keep:
             for node in holding.group.values():
-                self._keep(test, node)
+                self._keep_node(test, server, node)
         else:
             with self._timed(test, ",".join(holding.group), "teardown"):
                 holding.group.destroy()
 
-    def _keep(self, test: str, node: Node) -> None:
+    def _keep_node(self, test: str, server: Server, node: Node) -> None:
         command = ""
         try:
             command = node.ssh_command
@@ -300,7 +303,11 @@ class Run:
             return  # the test has destroyed it itself
         except VmfestError:
             pass  # it is off: there is nothing to log into until it is started
-        self.kept.append(Kept(test, node.instance.name, command))
+        self._keep(test, server, node.instance.name, command)
+
+    def _keep(self, test: str, server: Server, machine: str, command: str = "") -> None:
+        server.keep(machine, self.settings.keep_timeout)
+        self.kept.append(Kept(test, machine, command, time.time() + self.settings.keep_timeout))
 
     @contextmanager
     def _timed(self, test: str, node: str, phase: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pytest_vmfest.group import NodeGroup
 from pytest_vmfest.images.store import ImageStore
 from pytest_vmfest.instance import Instance
 from pytest_vmfest.launcher import Launcher
+from pytest_vmfest.ownership import Ownership
 from pytest_vmfest.planning import fresh_name, plan_group, plan_machine, plan_node
 from pytest_vmfest.progress import silent
 from pytest_vmfest.request import VmRequest
@@ -24,12 +25,13 @@ from pytest_vmfest.ssh import keys
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from pytest_vmfest.config import Settings
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
+    from pytest_vmfest.processes import Process
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import HardwareModel, NetworkMode
 
@@ -97,7 +99,7 @@ class Server:
         if driver != "auto" and not driver_class(driver).takes_url and url is not None:
             raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
         self._opened = False
-        self._networks: set[str] = set()
+        self._ownership: Callable[[Driver], Ownership] | None = None
 
     @classmethod
     def configured(
@@ -140,14 +142,51 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """Let go of the hypervisor. Machines are left as they are."""
+        """Let go of the hypervisor. Machines are left as they are, unless they are this process's own.
+
+        Raises `DestroyError` that tells which of those are still there.
+        """
         if self._opened:
-            self._driver.close()
-            self._opened = False
+            try:
+                if isinstance(owner := self._driver.owner, Ownership):
+                    owner.settle()
+            finally:
+                self._driver.close()
+                self._opened = False
+
+    def own(self, tags: Mapping[str, str], *, parent: Process | None = None) -> None:
+        """From now on, what is made by this server belongs to this process, and bears ``tags``.
+
+        It is gone when the server is closed or the process has ended, whatever way, or when ``parent`` has
+        ended; see `keep` and `release`.
+
+        >>> from pytest_vmfest import Server
+        >>> with Server(driver="fake") as server:
+        ...     server.own({"job": "nightly"})
+        ...     _ = server.instance("never-forgotten", "tiny")
+        >>> server.machines()
+        []
+        """
+        self._ownership = partial(Ownership, tags=tags, parent=parent, progress=self._progress)
+        if "_driver" in self.__dict__:
+            self._driver.owner = self._ownership(self._driver)
+
+    def keep(self, machine: str, for_s: float) -> None:
+        """Let an own machine outlive this process for so many seconds; then ``vmfest gc`` removes it."""
+        if isinstance(owner := self._driver.owner, Ownership):
+            owner.keep(machine, for_s)
+
+    def release(self, machine: str) -> None:
+        """Own a machine no longer: it stays until somebody destroys it."""
+        if isinstance(owner := self._driver.owner, Ownership):
+            owner.release(machine)
 
     @cached_property
     def _driver(self) -> Driver:
-        return load_driver(self._name, self._settings)
+        driver = load_driver(self._name, self._settings)
+        if self._ownership is not None:
+            driver.owner = self._ownership(driver)
+        return driver
 
     def describe(self) -> str:
         """The driver with its version, and why ``auto`` came to it, in one line; never waits long."""
@@ -231,7 +270,7 @@ class Server:
         """
         said = {"hardware": hardware, "network": network, "init_script": init_script}
         request = VmRequest.parse(said, where="launch")
-        return self.launch_request(request, self.image(image), name=name, tags=tags or {})
+        return self.launch_request(request, self.image(image), name=name, tags=tags)
 
     def launch_group(
         self,
@@ -250,7 +289,7 @@ class Server:
         """
         said = {"nodes": nodes, "hardware": hardware, "network": network, "init_script": init_script}
         request = VmRequest.parse(said, where="launch_group")
-        return self.launch_group_request(request, self.image(image), tags=tags or {})
+        return self.launch_group_request(request, self.image(image), tags=tags)
 
     def launch_request(
         self,
@@ -258,7 +297,7 @@ class Server:
         model: ImageModel,
         *,
         name: str = "vm",
-        tags: Mapping[str, str],
+        tags: Mapping[str, str] | None = None,
         keep_failed: bool = False,
         machine: str | None = None,
         progress: Progress = silent,
@@ -267,49 +306,35 @@ class Server:
 
         ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages.
         """
-        plan = plan_node(request, model, name, tags, machine)
+        plan = plan_node(request, model, name, tags or {}, machine)
         return self._launcher(keep_failed, progress).launch([plan])[0]
 
     def launch_group_request(
-        self, request: VmRequest, model: ImageModel, *, tags: Mapping[str, str], keep_failed: bool = False
+        self,
+        request: VmRequest,
+        model: ImageModel,
+        *,
+        tags: Mapping[str, str] | None = None,
+        keep_failed: bool = False,
     ) -> NodeGroup:
         """`launch_group` for a validated request."""
         network = fresh_name("net")
-        plans = plan_group(request, model, network, tags)
+        plans = plan_group(request, model, network, tags or {})
         launcher = self._launcher(keep_failed, silent)
-        self._networks.add(network)
         try:
             self.driver.create_network(network)
             launched = launcher.launch(plans)
         except BaseException as error:
             if not getattr(error, "kept", ()):
                 with held_back():
-                    clean_up_after(error, lambda: self._remove_network(network))
+                    clean_up_after(error, lambda: self.driver.remove_network(network))
             raise
         return NodeGroup(
             launched,
-            lambda: all_or_raise(lambda: launcher.destroy(launched), lambda: self._remove_network(network)),
+            lambda: all_or_raise(
+                lambda: launcher.destroy(launched), lambda: self.driver.remove_network(network)
+            ),
         )
-
-    def sweep(self, tags: Mapping[str, str], keep: Collection[str] = ()) -> None:
-        """Destroy what has all of ``tags``, except the machines in ``keep`` and the networks that they use.
-
-        That is for the end of a run: an interrupt in a bad moment may have left something. Nothing is
-        opened for it. Raises `DestroyError` that tells what is still there.
-        """
-        if not self._opened:
-            return
-        infos = self._driver.machines()
-        doomed = {i.name for i in infos if tags.items() <= i.tags.items() and i.name not in keep}
-        networks = self._networks - {i.tags.get("group") for i in infos if i.name not in doomed}
-        all_or_raise(
-            *(partial(self._driver.destroy, name) for name in doomed),
-            *(partial(self._remove_network, network) for network in networks),
-        )
-
-    def _remove_network(self, network: str) -> None:
-        self.driver.remove_network(network)
-        self._networks.discard(network)
 
     def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
         return Launcher(

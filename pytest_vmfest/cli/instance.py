@@ -120,7 +120,7 @@ def console(setup: Setup, name: str, follow: bool) -> None:
 
     That is all that came out of its first serial port since it was created.
     """
-    from pytest_vmfest.drivers.base import MachineState
+    from pytest_vmfest.drivers.base import ON
 
     with _driver(setup) as driver:
         driver.find([name])
@@ -128,7 +128,7 @@ def console(setup: Setup, name: str, follow: bool) -> None:
         while True:
             try:
                 # Asked for first: what is written just before the end is to be shown.
-                goes_on = driver.state(name) in (MachineState.RUNNING, MachineState.PAUSED)
+                goes_on = driver.state(name) in ON
                 text = driver.console(name)
             except MachineNotFoundError:
                 return

@@ -67,6 +67,7 @@ def up(
     )
     with show.progress() as progress, setup.server(progress) as server:
         model = server.image(image)
+        server.own({"owner": "up"})
         stays, node = False, None
         try:
             node = server.launch_request(
@@ -74,12 +75,13 @@ def up(
                 model,
                 name=name or _host_name(model.name),
                 machine=name,
-                tags={"owner": "up"},
                 progress=progress,
             )
             _tell(node, detach=detach, json_=json_)
-            stays = detach
-            if not detach:
+            if detach:
+                server.release(node.instance.name)
+                stays = True
+            else:
                 _watch(node)
         finally:
             if node is not None and not stays:

@@ -8,16 +8,17 @@ machine's state are idempotent: what is already so stays so. Errors: `DriverErro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_vmfest.config import web_service_password
 from pytest_vmfest.errors import MachineNotFoundError, NotSupportedError
+from pytest_vmfest.ledger import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.config import Settings
@@ -36,6 +37,10 @@ class MachineState(Enum):
     SAVED = "saved"
     ABORTED = "aborted"
     """Its hypervisor process ended by itself or was killed; `Driver.start` boots it anew."""
+
+
+ON = (MachineState.RUNNING, MachineState.PAUSED)
+"""The states in which a machine has a process that does what it is told."""
 
 
 class PropertyKind(Enum):
@@ -78,6 +83,17 @@ class DriverSettings:
     password: str = field(default="", repr=False)
     """The password for the web service."""
 
+    def as_json(self) -> dict[str, str | bool | None]:
+        """All but the password, as plain data."""
+        data = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "password"}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in data.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DriverSettings:
+        """What `as_json` made; the password from the environment."""
+        paths = {"home": Path(data["home"]), "qemu": data["qemu"] and Path(data["qemu"])}
+        return cls(**{**data, **paths}, password=web_service_password())
+
     @classmethod
     def of(cls, settings: Settings, home: Path) -> DriverSettings:
         """What the user configured, as far as drivers are concerned; the password from the environment."""
@@ -101,10 +117,29 @@ class MachineInfo:
     endpoint: Endpoint | None = None
 
 
+class Owner(Protocol):
+    """Who owns what a driver makes."""
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """What each machine is to bear."""
+
+    def will_make(self, kind: Kind, name: str) -> None:
+        """It is about to be made."""
+
+    def is_gone(self, kind: Kind, name: str) -> None:
+        """It was removed."""
+
+
 class Driver(ABC):
-    """An adapter to one hypervisor."""
+    """An adapter to one hypervisor.
+
+    What is public and not abstract is the same for all drivers; each fills in the rest.
+    """
 
     name: ClassVar[str]
+    outlives_us: ClassVar[bool] = True
+    """Whether machines go on when the process that made them has ended."""
     takes_url: ClassVar[bool] = False
     """Whether it can use a hypervisor behind a web service."""
 
@@ -114,6 +149,7 @@ class Driver(ABC):
     def __init__(self, settings: DriverSettings) -> None:
         """Remember the settings. Touches neither disk nor hypervisor."""
         self.settings = settings
+        self.owner: Owner | None = None
 
     # --- the driver itself -------------------------------------------------------------------------
 
@@ -140,19 +176,35 @@ class Driver(ABC):
 
     # --- private networks --------------------------------------------------------------------------
 
-    @abstractmethod
     def create_network(self, name: str) -> None:
         """Create a private network that only machines with a NIC on it can see."""
+        if self.owner:
+            self.owner.will_make(Kind.NETWORK, name)
+        self._create_network(name)
 
-    @abstractmethod
     def remove_network(self, name: str) -> None:
         """Remove a private network; one that is not there is fine."""
+        self._remove_network(name)
+        if self.owner:
+            self.owner.is_gone(Kind.NETWORK, name)
+
+    @abstractmethod
+    def _create_network(self, name: str) -> None: ...
+
+    @abstractmethod
+    def _remove_network(self, name: str) -> None: ...
 
     # --- machines ----------------------------------------------------------------------------------
 
-    @abstractmethod
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
+        if self.owner:
+            self.owner.will_make(Kind.MACHINE, spec.name)
+            spec = replace(spec, tags={**spec.tags, **self.owner.tags})
+        self._create(spec)
+
+    @abstractmethod
+    def _create(self, spec: MachineSpec) -> None: ...
 
     @abstractmethod
     def start(self, name: str, deadline: Deadline) -> None:
@@ -181,9 +233,14 @@ class Driver(ABC):
     def save_state(self, name: str, deadline: Deadline) -> None:
         """Keep memory and devices on disk and power off; `start` goes on from there."""
 
-    @abstractmethod
     def destroy(self, name: str) -> None:
         """Remove every trace of the machine, in whatever state it is; one that is not there is fine."""
+        self._destroy(name)
+        if self.owner:
+            self.owner.is_gone(Kind.MACHINE, name)
+
+    @abstractmethod
+    def _destroy(self, name: str) -> None: ...
 
     @abstractmethod
     def state(self, name: str) -> MachineState:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Of the 255 bytes that QEMU allows, some are for its driver's prefix.
 _SNAPSHOT_NAME_BYTES = 200
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.errors import MachineStateError
+from pytest_vmfest.errors import ConfigurationError, MachineStateError
 
 OFF, RUNNING, PAUSED = MachineState.POWERED_OFF, MachineState.RUNNING, MachineState.PAUSED
 
@@ -103,6 +103,15 @@ def test_names_of_every_kind(lab, name):
     lab.driver.power_down("m")
     lab.driver.delete_snapshot("m", name)
     assert lab.driver.snapshots("m") == ["other"]
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "x" * 201])
+def test_a_name_that_cannot_be_is_refused(lab, name):
+    """Nothing is kept under it."""
+    lab.driver.create(lab.spec())
+    with pytest.raises(ConfigurationError, match="cannot be the name of a snapshot"):
+        lab.driver.take_snapshot("m", name, lab.deadline)
+    assert lab.driver.snapshots("m") == []
 
 
 def test_a_name_that_is_taken_is_refused(lab):

@@ -64,26 +64,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     suites = [suite for suite in SUITES if not options.suite or suite.name in options.suite]
     progress = LineProgress(say)
-    tags = {"lane": secrets.token_hex(8)}
     try:
         programs = emulator(store_home(), progress)
         with Server("qemu", qemu=programs, cpu=CPU, accel="tcg", progress=progress) as server:
+            server.own({"lane": secrets.token_hex(8)})
             server.image("tiny")
             image = server.image(IMAGE)
             say(f"the images are ready; {options.minutes} minutes remain for the tests")
             ends = time.monotonic() + 60 * options.minutes
             shares = []
             for letter, share in zip("ab", _shares(suites), strict=False):
-                make = _Makers(server, image, programs, letter, tags)
+                make = _Makers(server, image, programs, letter)
                 lanes = (make.lane(share, plain, ends, options.artifacts) for plain in (True, False))
                 shares.append([lane for lane in lanes if lane is not None])
-            try:
-                with Course([share for share in shares if share], say) as course:
-                    course.wait()
-                    if course.place is not None and not options.suite:
-                        _run_benchmark(course.place)
-            finally:
-                server.sweep(tags)
+            with Course([share for share in shares if share], say) as course:
+                course.wait()
+                if course.place is not None and not options.suite:
+                    _run_benchmark(course.place)
     except VmfestError as error:
         say(f"NO ENVIRONMENT: {error}")
         return report.NO_ENVIRONMENT
@@ -96,14 +93,11 @@ def main() -> int:
 class _Makers:
     """Makes the lanes of one share, and their places."""
 
-    def __init__(
-        self, server: Server, image: ImageModel, programs: Path, letter: str, tags: dict[str, str]
-    ) -> None:
+    def __init__(self, server: Server, image: ImageModel, programs: Path, letter: str) -> None:
         self._server = server
         self._image = image
         self._programs = programs
         self._letter = letter
-        self._tags = tags
 
     def lane(self, share: Sequence[Suite], plain: bool, ends: float, artifacts: Path) -> Lane | None:
         """The lane for the suites that are plain, or for the others; None if there are none."""
@@ -112,7 +106,7 @@ class _Makers:
         return Lane(make, suites, ends=ends, artifacts=artifacts, say=self._say) if suites else None
 
     def _host(self, number: int) -> Place:
-        return Host(self._server, self._image, f"{self._letter}{number}", self._tags, self._say)
+        return Host(self._server, self._image, f"{self._letter}{number}", self._say)
 
     def _plain_tree(self, number: int) -> Place:
         return PlainTree(self._image, self._server.home, self._programs, self._say)

@@ -13,7 +13,7 @@ from tests.lane import parcel
 from tests.lane.place import Place, PlaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from pytest_vmfest import Node, Server
     from pytest_vmfest.specs import ImageModel
@@ -35,16 +35,13 @@ class Host(Place):
         server: Server,
         image: ImageModel,
         name: str,
-        tags: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
         """Boot it and bring the project in; `PlaceError`, or `WheelsError` without packages."""
         super().__init__(f"host {name}", say)
         began = time.monotonic()
         try:
-            self.node: Node = server.launch(
-                f"virtualbox-host-{name}", image=image, hardware=HARDWARE, tags=tags
-            )
+            self.node: Node = server.launch(f"virtualbox-host-{name}", image=image, hardware=HARDWARE)
         except VmfestError as error:
             raise PlaceError(f"{self.name} did not boot: {error}") from error
         say(f"{self.name} answers after {time.monotonic() - began:.0f} s")

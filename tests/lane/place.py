@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from tests.lane import parcel, wheels
 
@@ -66,10 +66,20 @@ class Place(ABC):
     def destroy(self) -> None:
         """Leave nothing of it."""
 
-    def run(self, command: str, timeout_s: float = PREPARE_S) -> str:
-        """Run shell text in there to its end; what it wrote to stdout, or `PlaceError`."""
-        process = self.open(command)
+    def run(
+        self, command: str, timeout_s: float = PREPARE_S, feed: Callable[[IO[bytes]], None] | None = None
+    ) -> str:
+        """Run shell text in there to its end; what it wrote to stdout, or `PlaceError`.
+
+        ``feed`` writes what the command reads; nobody reads what that says until all is written.
+        """
+        process = self.open(command, stdin=subprocess.PIPE if feed else subprocess.DEVNULL)
         try:
+            if feed is not None:
+                assert process.stdin is not None
+                # A pipe that breaks has its reason on the other side, which tells it below.
+                with suppress(BrokenPipeError):
+                    feed(process.stdin)
             output, told = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
             raise PlaceError(f"{self.name}: {error}") from error
@@ -102,23 +112,13 @@ class Place(ABC):
         return About(version.partition("_")[0].partition("r")[0], python, kernel, cpu)
 
     def _send(self, store: Path, packages: Path, python: str) -> None:
-        began = time.monotonic()
-        sender = self.open(f"mkdir -p {parcel.ROOT} && tar -xz -C {parcel.ROOT}", stdin=subprocess.PIPE)
-        assert sender.stdin is not None
-        try:
+        def write(unpacker: IO[bytes]) -> None:
             # An emulated processor unpacks sooner than it deciphers.
-            # A pipe that breaks has its reason on the other side, which tells it below.
-            with suppress(BrokenPipeError):
-                with gzip.GzipFile(fileobj=sender.stdin, mode="wb", compresslevel=1) as packed:
-                    parcel.write(packed, packages=packages, python=python, store=store)
-            _, told = sender.communicate(timeout=PREPARE_S)
-        except subprocess.TimeoutExpired as error:
-            raise PlaceError(f"{self.name} takes no files: {error}") from error
-        finally:
-            sender.kill()
-            sender.wait()
-        if sender.returncode:
-            raise PlaceError(f"{self.name} takes no files: {told.decode(errors='replace')}")
+            with gzip.GzipFile(fileobj=unpacker, mode="wb", compresslevel=1) as packed:
+                parcel.write(packed, packages=packages, python=python, store=store)
+
+        began = time.monotonic()
+        self.run(f"mkdir -p {parcel.ROOT} && tar -xz -C {parcel.ROOT}", feed=write)
         self.run(
             f"cd {parcel.ROOT} && mkdir -p {parcel.WORK}/tmp {parcel.KEPT} && chmod -R go= {parcel.WORK} && "
             f"ln -s /usr/bin/python3 {parcel.PYTHON}"

@@ -1,18 +1,22 @@
-"""A real OpenSSH server and a connection to it, for the tests of the SSH layer."""
+"""What the tests of several modules need: a real OpenSSH server, and disks in all formats."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from ssh_server import OpenSsh
 
+from pytest_vmfest.specs import DISK_FORMATS, ImageModel
 from pytest_vmfest.ssh import ensure_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from pytest_vmfest.specs import Identity
+    from pytest_vmfest.specs import DiskFormat, Identity
     from pytest_vmfest.ssh.connection import SshRemote
 
 
@@ -35,3 +39,21 @@ def remote(openssh: OpenSsh) -> Iterator[SshRemote]:
     remote = openssh.connect()
     yield remote
     remote.close()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One disk in every format, half of it filled with what cannot be compressed; by the real qemu-img."""
+    folder = tmp_path_factory.mktemp("images")
+    raw = folder / "disk.raw"
+    raw.write_bytes(os.urandom(4 << 20) + bytes(4 << 20))
+    for kind in DISK_FORMATS:
+        if kind != "raw":
+            subprocess.run(["qemu-img", "convert", "-O", kind, raw, folder / f"disk.{kind}"], check=True)
+    return folder
+
+
+@pytest.fixture
+def model() -> Callable[[Path, DiskFormat], ImageModel]:
+    """Makes the model of a disk."""
+    return lambda disk, kind: ImageModel("thing", disk, kind)

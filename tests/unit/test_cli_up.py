@@ -45,7 +45,7 @@ def test_detached_machine_stays(server, meanwhile):
     assert result.exit_code == 0, result.output
     (machine,) = server.machines()
     assert machine.name.startswith("tiny-")
-    assert machine.info.tags == {"owner": "up"}
+    assert machine.info.tags["owner"] == "up"
     (line,) = result.stdout.splitlines()
     assert line.startswith("ssh ")
     assert str(machine.endpoint().port) in line

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -16,31 +15,14 @@ pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img i
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """One disk in every format, half of it filled with what cannot be compressed."""
-    folder = tmp_path_factory.mktemp("images")
-    raw = folder / "disk.raw"
-    raw.write_bytes(os.urandom(4 * MIB) + bytes(4 * MIB))
-    for kind in DISK_FORMATS:
-        if kind != "raw":
-            subprocess.run(["qemu-img", "convert", "-O", kind, raw, folder / f"disk.{kind}"], check=True)
-    return folder
-
-
 @pytest.fixture
 def tool(tmp_path):
     """The tool for a store that has nothing yet."""
     return ImageTool("qemu-img", tmp_path / "home")
 
 
-def model(disk: Path, kind: str) -> ImageModel:
-    """An image model with the given disk."""
-    return ImageModel("thing", disk, kind)
-
-
 @pytest.mark.parametrize("kind", DISK_FORMATS)
-def test_sound_images(tool, images, kind):
+def test_sound_images(tool, images, kind, model):
     """Nothing is said about a complete image, also a read-only one."""
     image = model(images / f"disk.{kind}", kind)
     check_readable(image)
@@ -49,7 +31,7 @@ def test_sound_images(tool, images, kind):
 
 @pytest.mark.parametrize("kind", ["qcow2", "vdi", "vmdk"])
 @pytest.mark.parametrize("share", [0.97, 0.5, 0.01])
-def test_truncated_images(tool, images, tmp_path, kind, share):
+def test_truncated_images(tool, images, tmp_path, kind, share, model):
     """An image that was cut off, anywhere, is invalid, with its path in the error."""
     whole = (images / f"disk.{kind}").read_bytes()
     cut = tmp_path / f"cut.{kind}"
@@ -60,7 +42,7 @@ def test_truncated_images(tool, images, tmp_path, kind, share):
 
 @pytest.mark.parametrize("kind", DISK_FORMATS)
 @pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>\n"])
-def test_what_is_no_image(tool, tmp_path, kind, content):
+def test_what_is_no_image(tool, tmp_path, kind, content, model):
     """An empty file, or a web page in an image's place, is no disk of any format."""
     disk = tmp_path / "disk"
     disk.write_bytes(content)
@@ -68,13 +50,13 @@ def test_what_is_no_image(tool, tmp_path, kind, content):
         tool.inspect(model(disk, kind))
 
 
-def test_another_format_than_it_says(tool, images):
+def test_another_format_than_it_says(tool, images, model):
     """The error tells both formats."""
     with pytest.raises(ImageInvalidError, match="holds vmdk, not qcow2"):
         tool.inspect(model(images / "disk.vmdk", "qcow2"))
 
 
-def test_an_overlay_on_a_file_of_the_host(tool, tmp_path):
+def test_an_overlay_on_a_file_of_the_host(tool, tmp_path, model):
     """An image must not show the guest files from outside the store as its content."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"s" * 512)
@@ -84,7 +66,7 @@ def test_an_overlay_on_a_file_of_the_host(tool, tmp_path):
         tool.inspect(model(disk, "qcow2"))
 
 
-def test_an_overlay_within_the_store(tool, images, tmp_path):
+def test_an_overlay_within_the_store(tool, images, tmp_path, model):
     """An image that builds on another one of the store is fine."""
     base = tmp_path / "home" / "base"
     base.parent.mkdir()
@@ -94,7 +76,7 @@ def test_an_overlay_within_the_store(tool, images, tmp_path):
     tool.inspect(model(disk, "qcow2"))
 
 
-def test_trouble_with_the_program(images, tmp_path):
+def test_trouble_with_the_program(images, tmp_path, model):
     """A program that cannot be run, and a full disk that it tells of, are no fault of the image."""
     image = model(images / "disk.qcow2", "qcow2")
     with pytest.raises(DriverError, match="cannot run /no/such/program"):
@@ -108,7 +90,7 @@ def test_trouble_with_the_program(images, tmp_path):
 
 @pytest.mark.parametrize("kind", DISK_FORMATS)
 @pytest.mark.parametrize("wanted", ["vdi", "qcow2"])
-def test_conversion_keeps_the_content(tool, images, tmp_path, kind, wanted):
+def test_conversion_keeps_the_content(tool, images, tmp_path, kind, wanted, model):
     """Every format can be made of every other; two conversions to VDI have two identities."""
     image = model(images / f"disk.{kind}", kind)
     for number in range(2):
@@ -121,7 +103,7 @@ def test_conversion_keeps_the_content(tool, images, tmp_path, kind, wanted):
         assert len(uuids) == 2
 
 
-def test_names_of_what_is_kept(images, tmp_path):
+def test_names_of_what_is_kept(images, tmp_path, model):
     """A file that changes in any way gets another name for what is made of it, with the same beginning."""
     disk = tmp_path / "disk"
     shutil.copy(images / "disk.vdi", disk)
@@ -137,7 +119,7 @@ def test_names_of_what_is_kept(images, tmp_path):
     assert cache_name(model(images / "disk.vdi", "vdi")).partition("-")[0] != names[0].partition("-")[0]
 
 
-def test_files_that_cannot_be_read(images, tmp_path):
+def test_files_that_cannot_be_read(images, tmp_path, model):
     """A missing disk and a missing kernel are told by their paths."""
     with pytest.raises(ImageInvalidError, match=r"image 'thing': .*gone cannot be read: No such file"):
         check_readable(model(tmp_path / "gone", "raw"))

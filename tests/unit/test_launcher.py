@@ -28,6 +28,12 @@ def server(tmp_path):
         assert [info.name for info in server.driver.machines()] == []
 
 
+def destroy_all(server):
+    """Destroy every machine that there is."""
+    for info in server.driver.machines():
+        server.driver.destroy(info.name)
+
+
 @pytest.mark.parametrize(
     ("fault", "stages", "message"),
     [
@@ -135,30 +141,11 @@ def test_failed_machines_can_be_kept(server):
     server.driver.inject(FakeFault.START_FAILS, machine="node-1-*")
     request = VmRequest(nodes=2)
     with pytest.raises(GroupStartError) as caught:
-        server.launch_group_request(request, server.image("tiny"), tags={}, keep_failed=True)
+        server.launch_group_request(request, server.image("tiny"), keep_failed=True)
     names = {info.name for info in server.driver.machines()}
     assert set(caught.value.kept) == names
     assert any(name.startswith("node-1-") for name in names)
-    server.sweep({})
-
-
-def test_a_sweep_takes_what_is_tagged_and_spares_the_rest(server):
-    """Only machines with all of the tags are destroyed, and not those to be kept."""
-    for name, tags in {"a": {"run": "1"}, "b": {"run": "1"}, "c": {"run": "2"}}.items():
-        server.instance(name, "tiny", tags=tags)
-    server.sweep({"run": "1"}, keep={"b"})
-    assert [machine.name for machine in server.machines()] == ["b", "c"]
-    server.sweep({})
-
-
-def test_a_sweep_leaves_networks_that_are_in_use(server):
-    """The network of a group that is not swept stays, and goes with its group."""
-    group = server.launch_group(2, image="tiny")
-    server.sweep({"run": "another"})
-    for node in group.values():
-        node.instance.power_down()
-        node.instance.start()
-    group.destroy()
+    destroy_all(server)
 
 
 def test_a_node_that_cannot_be_removed_when_given_up_is_told(server):
@@ -170,7 +157,7 @@ def test_a_node_that_cannot_be_removed_when_given_up_is_told(server):
     with pytest.raises(GroupStartError, match=r"a-0-.*cannot be destroyed"):
         server.launch_group({"a": 1, "b": 1}, image="tiny")
     server.driver.heal()
-    server.sweep({})
+    destroy_all(server)
 
 
 def test_a_taken_machine_name_is_refused_and_its_owner_unharmed(server):
@@ -286,7 +273,7 @@ def test_a_machine_that_cannot_be_destroyed_is_not_followed_by_another(server):
     server.driver.inject(FakeFault.DESTROY_FAILS, times=1)
     with pytest.raises(StartError, match="cannot be destroyed"):
         server.launch(image="tiny")
-    server.sweep({})
+    destroy_all(server)
 
 
 def test_the_last_try_can_be_kept(server):
@@ -297,4 +284,4 @@ def test_the_last_try_can_be_kept(server):
     with pytest.raises(StartError) as caught:
         server.launch_request(request, server.image("tiny"), tags={}, keep_failed=True)
     assert [machine.name for machine in server.machines()] == list(caught.value.kept)
-    server.sweep({})
+    destroy_all(server)

@@ -1,31 +1,15 @@
 """Overlays on images, by the real qemu-img."""
 
-import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from pytest_vmfest.drivers.qemu.disks import Disks
 from pytest_vmfest.errors import DriverError, ImageInvalidError
-from pytest_vmfest.specs import DISK_FORMATS, ImageModel
+from pytest_vmfest.specs import DISK_FORMATS
 
 pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
-
-MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """One disk in every format, half of it filled with what cannot be compressed."""
-    folder = tmp_path_factory.mktemp("images")
-    raw = folder / "disk.raw"
-    raw.write_bytes(os.urandom(4 * MIB) + bytes(4 * MIB))
-    for kind in DISK_FORMATS:
-        if kind != "raw":
-            subprocess.run(["qemu-img", "convert", "-O", kind, raw, folder / f"disk.{kind}"], check=True)
-    return folder
 
 
 @pytest.fixture
@@ -34,13 +18,8 @@ def disks(tmp_path):
     return Disks("qemu-img", tmp_path / "home", tmp_path / "home" / "cache")
 
 
-def model(disk: Path, kind: str) -> ImageModel:
-    """An image model with the given disk."""
-    return ImageModel("thing", disk, kind)
-
-
 @pytest.mark.parametrize("kind", DISK_FORMATS)
-def test_sound_images(disks, images, tmp_path, kind):
+def test_sound_images(disks, images, tmp_path, kind, model):
     """An overlay on a sound image of any format has the image's content."""
     image = model(images / f"disk.{kind}", kind)
     disks.check(image)
@@ -55,7 +34,7 @@ def test_sound_images(disks, images, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["qcow2", "vdi", "vmdk"])
 @pytest.mark.parametrize("share", [0.97, 0.5, 0.01])
-def test_truncated_images(disks, images, tmp_path, kind, share):
+def test_truncated_images(disks, images, tmp_path, kind, share, model):
     """An image that was cut off, anywhere, is invalid, with its path in the error; nothing is left."""
     whole = (images / f"disk.{kind}").read_bytes()
     cut = tmp_path / f"cut.{kind}"
@@ -67,7 +46,7 @@ def test_truncated_images(disks, images, tmp_path, kind, share):
     assert not (tmp_path / "home").exists()
 
 
-def test_a_changed_image_is_checked_anew(disks, images, tmp_path):
+def test_a_changed_image_is_checked_anew(disks, images, tmp_path, model):
     """What is remembered of an image ends with it, and does not pile up."""
     disk = tmp_path / "disk"
     shutil.copy(images / "disk.qcow2", disk)
@@ -80,7 +59,7 @@ def test_a_changed_image_is_checked_anew(disks, images, tmp_path):
     assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
 
 
-def test_the_proof_is_used_again(disks, images, tmp_path):
+def test_the_proof_is_used_again(disks, images, tmp_path, model):
     """The second machine on an image needs no program at all."""
     image = model(images / "disk.qcow2", "qcow2")
     disks.create_overlay(image, tmp_path / "one")
@@ -90,7 +69,7 @@ def test_the_proof_is_used_again(disks, images, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_snapshots_of_a_disk(disks, images, tmp_path):
+def test_snapshots_of_a_disk(disks, images, tmp_path, model):
     """Tags are listed in the order they were made; applying one brings the content back."""
     disk = tmp_path / "overlay"
     disks.create_overlay(model(images / "disk.qcow2", "qcow2"), disk)

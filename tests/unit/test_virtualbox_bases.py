@@ -151,14 +151,14 @@ def test_killed_while_converting(bases, image, home, tmp_path):
         "from pytest_vmfest.drivers.virtualbox.media import Media;"
         "from types import SimpleNamespace as N;"
         "vbox = N(machines=[], home_folder='/settings');"
-        "Media(N(vbox=vbox, is_local=True), Path(sys.argv[1]), lambda: sys.argv[2])"
-        ".prepare(ImageModel('thing', Path(sys.argv[3]), 'raw'))"
+        "media = Media(N(vbox=vbox, is_local=True), Path(sys.argv[1]), lambda: sys.argv[2])\n"
+        "with media.ready(ImageModel('thing', Path(sys.argv[3]), 'raw')): pass"
     )
     done = subprocess.run([sys.executable, "-c", code, home, deadly, image.disk], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(bases.folder.glob("new-*"))) == 1
     assert bases.find(image) == []
-    Media(connection(), home).prepare(image)
+    prepare(home, image)
     assert not any(bases.folder.glob("new-*"))
     assert len(bases.find(image)) == 1
 
@@ -166,7 +166,7 @@ def test_killed_while_converting(bases, image, home, tmp_path):
 def test_many_prepare_at_once(bases, image, home):
     """One converts, the others wait."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: Media(connection(), home).prepare(image), range(8)))
+        list(pool.map(lambda _: prepare(home, image), range(8)))
     assert len(bases.find(image)) == 1
 
 
@@ -176,7 +176,7 @@ def test_checking(image, home, tmp_path):
         Media(connection(), home).check(ImageModel("thing", tmp_path / "gone", "raw"))
     with pytest.raises(ImageInvalidError, match="holds raw, not vdi"):
         Media(connection(), home).check(ImageModel("thing", image.disk, "vdi"))
-    Media(connection(), home).prepare(image)
+    prepare(home, image)
     Media(connection(), home, lambda: "/no/such/program").check(image)
 
 
@@ -186,13 +186,19 @@ def connection(*machines):
     return SimpleNamespace(vbox=SimpleNamespace(machines=known, home_folder="/settings"), is_local=True)
 
 
+def prepare(home, image, *machines, permanent=False):
+    """Make what a machine on the model needs, while VirtualBox has the machines."""
+    with Media(connection(*machines), home).ready(image, permanent=permanent):
+        pass
+
+
 def test_a_model_whose_own_disk_is_in_use(image, home):
     """Nobody else can use it while its machine is there."""
     Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", "/settings"))
     with pytest.raises(ImageInUseError, match=r"(?s)in use by machine owner.*instance destroy") as caught:
-        Media(connection("owner"), home).prepare(image)
+        prepare(home, image, "owner")
     assert caught.value.users == ("owner",)
-    Media(connection(), home).prepare(image)
+    prepare(home, image)
 
 
 def test_a_model_whose_own_disk_another_virtualbox_uses(image, home, tmp_path):
@@ -200,13 +206,13 @@ def test_a_model_whose_own_disk_another_virtualbox_uses(image, home, tmp_path):
     Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", "remote:/settings"))
     note = next((home / "virtualbox" / "permanent").iterdir())
     with pytest.raises(ImageInUseError, match=f"(?s)of the VirtualBox .*remote:/settings.*remove {note}"):
-        Media(connection("owner"), home).prepare(image)
+        prepare(home, image, "owner")
     (tmp_path / "settings").mkdir()
     Notes(home).add(Note(str(image.disk), 0o400, "owner", "owner", str(tmp_path / "settings")))
     with pytest.raises(ImageInUseError, match=f"of the VirtualBox .*{tmp_path}"):
-        Media(connection("owner"), home).prepare(image)
+        prepare(home, image, "owner")
     (tmp_path / "settings").rmdir()
-    Media(connection("owner"), home).prepare(image)
+    prepare(home, image, "owner")
 
 
 def test_every_virtualbox_has_its_bases(bases, image, home):
@@ -237,7 +243,7 @@ def test_holding_a_model(bases, image, home):
 def test_formats_that_cannot_be_written(image, home):
     """VirtualBox could only read them."""
     with pytest.raises(NotSupportedError, match="cannot write to raw"):
-        Media(connection(), home).prepare(image, permanent=True)
+        prepare(home, image, permanent=True)
 
 
 def test_notes(home, image, tmp_path):

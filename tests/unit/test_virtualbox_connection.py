@@ -9,7 +9,7 @@ from virtualbox.library import HostNetworkInterfaceType
 
 from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.drivers.virtualbox import connection, diagnosis
+from pytest_vmfest.drivers.virtualbox import connection, diagnosis, trouble
 from pytest_vmfest.drivers.virtualbox.connection import Installation, find_installation
 from pytest_vmfest.errors import DriverUnavailableError
 
@@ -143,7 +143,7 @@ def working(installed, tmp_path, monkeypatch):
     image_program.parent.mkdir()
     image_program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(image_program.parent))
-    monkeypatch.setattr(diagnosis, "_DEVICE", device)
+    monkeypatch.setattr(trouble, "DEVICE", device)
     monkeypatch.setattr(diagnosis, "_CPU", cpu)
     monkeypatch.setattr(diagnosis, "_MODULES", tmp_path / "modules")
     return tmp_path

@@ -1,5 +1,6 @@
 """What is kept with a machine as extra data."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,17 @@ def test_it_comes_back_as_it_was(spec):
     machine, written = Machine(), record.Record.of(spec)
     written.write(machine)
     assert record.read(machine) == written
-    assert written.permanent == Path("/images/tiny.vdi")
+    assert (written.image, written.network, written.nics) == ("tiny", "nat", spec.nics)
+    assert written.tags == spec.tags
+
+
+def test_what_another_version_kept_besides_is_passed_over(spec):
+    """Such a machine is ours all the same."""
+    machine, written = Machine(), record.Record.of(spec)
+    written.write(machine)
+    ((key, text),) = machine.data.items()
+    machine.data[key] = json.dumps({**json.loads(text), "permanent": "/images/tiny.vdi"})
+    assert record.read(machine) == written
 
 
 def test_no_secrets_are_kept(spec):

@@ -59,8 +59,9 @@ def test_a_service_that_is_gone():
     """A dead line is told as such, with how to go on."""
     error = XpcomError(0x800706BE, "NS_ERROR_CALL_FAILED")
     assert trouble.is_dead(error)
-    with pytest.raises(DriverUnavailableError, match=r"VBoxSVC.*does not answer any more"):
+    with pytest.raises(DriverUnavailableError, match=r"VBoxSVC.*does not answer any more") as caught:
         raise trouble.as_ours(error, "listing")
+    assert caught.value.hint.startswith("run again;")  # this process finds no other service
 
 
 def test_a_full_disk_is_the_stores_trouble():

@@ -305,8 +305,8 @@ def test_a_full_disk(lab, tmp_path):
     )
     full.chmod(0o755)
     lab.media = Media(lab.connection, lab.home, program=lambda: str(full))
-    with pytest.raises(StoreError, match="No space left"):
-        lab.media.prepare(lab.image())
+    with pytest.raises(StoreError, match="No space left"), lab.media.ready(lab.image()):
+        pass
     left = {path.suffix for path in (lab.home / "cache" / "virtualbox").rglob("*") if path.is_file()}
     assert left <= {".lock"}
 
@@ -366,8 +366,9 @@ def write(medium, at: int, data: bytes) -> None:
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_a_format_that_cannot_be_written(lab, kind):
     """Only VirtualBox's own formats can be written to; the error says so, before and while attaching."""
-    with pytest.raises(NotSupportedError, match=f"cannot write to {kind}"):
-        lab.media.prepare(lab.image(kind), permanent=True)
+    refused = pytest.raises(NotSupportedError, match=f"cannot write to {kind}")
+    with refused, lab.media.ready(lab.image(kind), permanent=True):
+        pass
     with pytest.raises(NotSupportedError, match=f"cannot write to {kind}"):
         lab.attached("one", lab.image(kind), permanent=True)
 
@@ -385,8 +386,9 @@ def test_one_user_at_a_time(lab):
         assert caught.value.users == ("owner",)
         lab.destroy("two")
     for permanent in (True, False):
-        with pytest.raises(ImageInUseError, match="in use by machine owner"):
-            other.prepare(image, permanent=permanent)
+        refused = pytest.raises(ImageInUseError, match="in use by machine owner")
+        with refused, other.ready(image, permanent=permanent):
+            pass
     lab.destroy("owner")
     lab.attached("two", image, permanent=True)
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.checks import Check
-from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
 from pytest_vmfest.drivers.fake.machine import FakeMachine
 from pytest_vmfest.drivers.fake.remote import FakeRemote
 from pytest_vmfest.drivers.fake.world import FakeFault, Responder, world_of
+from pytest_vmfest.drivers.refusals import (
+    check_snapshot_name,
+    find_snapshot,
+    no_machine,
+    no_network,
+    still_on,
+    wrong_state,
+)
 from pytest_vmfest.errors import (
     ConnectionLostError,
     DestroyError,
     DriverError,
     ImageInvalidError,
     MachineExistsError,
-    MachineNotFoundError,
-    MachineStateError,
     NotSupportedError,
     StoreError,
     WaitTimeoutError,
@@ -37,7 +43,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.specs import Login, MachineSpec
     from pytest_vmfest.waiting import Deadline
 
-_ON = (MachineState.RUNNING, MachineState.PAUSED)
 _LOOPBACK = "127.0.0.1"
 _SECTOR_BYTES = 512
 # The disks of images that the driver brings itself; nothing is there.
@@ -52,6 +57,7 @@ class FakeDriver(Driver):
     """
 
     name = "fake"
+    outlives_us = False
 
     def __init__(self, settings: DriverSettings) -> None:
         """Join the world of the store's folder."""
@@ -96,7 +102,7 @@ class FakeDriver(Driver):
     def abort(self, name: str) -> None:
         """End a machine as if its hypervisor process had been killed."""
         with self._machine(name) as machine:
-            if machine.state in _ON:
+            if machine.state in ON:
                 machine.end(MachineState.ABORTED)
 
     def open(self) -> None:
@@ -111,13 +117,13 @@ class FakeDriver(Driver):
     def check(self) -> list[Check]:
         return [Check("fake", True, "machines in memory")]
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         self._world.networks.add(check_label(name, "network name"))
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         self._world.networks.discard(check_label(name, "network name"))
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         if spec.permanent or spec.network == "bridged":
             what = "permanent=True" if spec.permanent else "the network mode bridged"
             raise NotSupportedError(f"machine {spec.name!r}: the fake driver does not know {what}")
@@ -137,7 +143,7 @@ class FakeDriver(Driver):
                 raise DriverError(f"machine {name!r} does not start (injected fault)")
             for nic in machine.spec.nics:
                 if nic.network not in self._world.networks:
-                    raise DriverError(f"there is no private network named {nic.network!r}")
+                    raise no_network(nic.network)
             if machine.state is MachineState.PAUSED:
                 machine.state = MachineState.RUNNING
             elif machine.state is MachineState.SAVED:
@@ -155,18 +161,14 @@ class FakeDriver(Driver):
 
     def stop(self, name: str, deadline: Deadline) -> None:
         with self._machine(name) as machine:
-            if machine.state not in _ON:
+            if machine.state not in ON:
                 return
             machine.state = MachineState.RUNNING
             heeds = not self._world.strikes(FakeFault.IGNORES_STOP, name)
             if heeds:
                 machine.end(MachineState.POWERED_OFF)
-        if not heeds:
-            wait_for(
-                lambda: machine.state not in _ON,
-                deadline,
-                what=f"machine {name!r}: the guest did not shut down",
-            )
+        if not heeds and _stays_on(machine, deadline):
+            raise still_on(name, deadline)
 
     def power_down(self, name: str) -> None:
         with self._machine(name) as machine:
@@ -176,11 +178,11 @@ class FakeDriver(Driver):
         with self._machine(name) as machine:
             if machine.state is MachineState.SAVED:
                 return
-            if machine.state not in _ON:
-                raise _wrong_state(name, machine.state, "be saved")
+            if machine.state not in ON:
+                raise wrong_state(name, machine.state, "be saved")
             machine.end(MachineState.SAVED)
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         with self._world.lock:
             if name not in self._world.machines:
                 return
@@ -216,9 +218,7 @@ class FakeDriver(Driver):
                 raise ConnectionLostError("the guest's kernel panicked: injected fault")
             if not self._world.strikes(FakeFault.UNREACHABLE, name):
                 return FakeRemote(machine, login)
-        while machine.state in _ON and not deadline.expired:
-            time.sleep(min(0.01, deadline.remaining_s))
-        if machine.state not in _ON:
+        if not _stays_on(machine, deadline):
             raise ConnectionLostError(f"machine {name!r} is {machine.state.value}")
         limit = f"no answer within {deadline.timeout_s:g} s"
         raise WaitTimeoutError(f"machine {name!r}: {limit} (injected fault)")
@@ -241,26 +241,20 @@ class FakeDriver(Driver):
         for stroke in strokes:
             with self._machine(name) as machine:
                 if machine.state is not MachineState.RUNNING:
-                    raise _wrong_state(name, machine.state, "be typed to")
+                    raise wrong_state(name, machine.state, "be typed to")
                 machine.type([stroke])
             time.sleep(stroke.pause_s)
 
     def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
         with self._machine(name) as machine:
-            if snapshot in machine.snapshots:
-                raise MachineStateError(f"machine {name!r} has a snapshot named {snapshot!r} already")
+            check_snapshot_name(snapshot, machine.snapshots, name)
             if machine.state is MachineState.SAVED:
-                raise _wrong_state(name, machine.state, "have a snapshot taken")
+                raise wrong_state(name, machine.state, "have a snapshot taken: start it, or power it down")
             machine.take_snapshot(snapshot)
 
     def revert(self, name: str, snapshot: str, deadline: Deadline) -> None:
         with self._machine(name) as machine:
-            if snapshot not in machine.snapshots:
-                raise MachineStateError(
-                    f"machine {name!r} has no snapshot named {snapshot!r}",
-                    hint=f"it has: {', '.join(machine.snapshots) or 'none'}",
-                )
-            machine.revert(snapshot)
+            machine.revert(find_snapshot(snapshot, machine.snapshots, name))
 
     def snapshots(self, name: str) -> list[str]:
         with self._machine(name) as machine:
@@ -298,16 +292,19 @@ class FakeDriver(Driver):
     def _machine(self, name: str) -> Iterator[FakeMachine]:
         with self._world.lock:
             if name not in self._world.machines:
-                raise MachineNotFoundError(f"there is no machine named {name!r}")
+                raise no_machine(name)
             yield self._world.machines[name]
 
     @contextmanager
     def _running(self, name: str, purpose: str) -> Iterator[FakeMachine]:
         with self._machine(name) as machine:
-            if machine.state not in _ON:
-                raise _wrong_state(name, machine.state, purpose)
+            if machine.state not in ON:
+                raise wrong_state(name, machine.state, purpose)
             yield machine
 
 
-def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
-    return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
+def _stays_on(machine: FakeMachine, deadline: Deadline) -> bool:
+    """Whether the machine is still on at the deadline; returns as soon as it is not."""
+    with suppress(WaitTimeoutError):
+        wait_for(lambda: machine.state not in ON, deadline, what="its end", interval_s=0.01)
+    return machine.state in ON

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import MachineInfo, MachineState
+from pytest_vmfest.drivers.base import ON, MachineInfo, MachineState
 from pytest_vmfest.drivers.fake.files import FakeFiles
 from pytest_vmfest.keyboard import parse_keys
 from pytest_vmfest.specs import Endpoint
@@ -40,7 +40,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """A snapshot: how the machine was."""
 
     state: MachineState
@@ -59,7 +59,7 @@ class FakeMachine:
         self.state = MachineState.POWERED_OFF
         self.memory = Memory()
         self.console = ""
-        self.snapshots: dict[str, _Kept] = {}
+        self.snapshots: dict[str, Kept] = {}
         self.ports: dict[int, int] = {}
         self.connection_era = 0
         """Changes whenever connections into the guest break."""
@@ -136,14 +136,13 @@ class FakeMachine:
 
     def take_snapshot(self, name: str) -> None:
         """Keep files, memory and state."""
-        self.snapshots[name] = _Kept(self.state, self.memory, self.files.copy())
+        self.snapshots[name] = Kept(self.state, self.memory, self.files.copy())
 
-    def revert(self, name: str) -> None:
+    def revert(self, kept: Kept) -> None:
         """Be as the snapshot is."""
-        kept = self.snapshots[name]
         self.files = kept.files.copy()
         self.memory = kept.memory
-        if kept.state in (MachineState.RUNNING, MachineState.PAUSED):
+        if kept.state in ON:
             self.ports = self.ports or {22: self.world.free_port()}
             self.state = kept.state
             self.break_connections()

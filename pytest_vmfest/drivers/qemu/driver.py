@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState
+from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
 from pytest_vmfest.drivers.qemu import diagnosis, host, listing, nat, record, snapshots
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
 from pytest_vmfest.drivers.qemu.disks import Disks
@@ -16,6 +16,7 @@ from pytest_vmfest.drivers.qemu.process import running_in
 from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.drivers.qemu.runner import Launch, Runner
 from pytest_vmfest.drivers.qemu.snapshots import Mode, Snapshot
+from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, still_on, wrong_state
 from pytest_vmfest.errors import (
     DestroyError,
     DriverError,
@@ -83,17 +84,17 @@ class QemuDriver(Driver):
 
     # --- private networks --------------------------------------------------------------------------
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         """Create a private network: a switch process that machines connect to."""
         self._networks.create(name)
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         """Remove a private network; one that is not there is fine."""
         self._networks.remove(name)
 
     # --- machines ----------------------------------------------------------------------------------
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on an overlay. On failure nothing is left of it."""
         _check_supported(spec)
         firmware = host.find_efi_firmware() if spec.firmware == "efi" else None
@@ -136,17 +137,13 @@ class QemuDriver(Driver):
         Raises `WaitTimeoutError` if it has not by the deadline, and `MachineStateError` if QEMU died.
         """
         machine, state = self._look(name)
-        if state not in listing.ON or machine.process is None:
+        if state not in ON or machine.process is None:
             return
         if state is MachineState.PAUSED:
             self.resume(name)  # a guest that stands still could not react
         while not machine.process.wait(0):
             if deadline.expired:
-                raise WaitTimeoutError(
-                    f"machine {name!r}: the guest did not shut down within {deadline.timeout_s:g} s",
-                    hint="does anything in it (systemd-logind, acpid) heed the power button? "
-                    "power_down() cuts the power",
-                )
+                raise still_on(name, deadline)
             with suppress(DriverError, WaitTimeoutError), self._runner.monitor(machine) as monitor:
                 monitor.execute("system_powerdown")
             machine.process.wait(min(_PRESS_AGAIN_S, deadline.remaining_s))
@@ -180,7 +177,7 @@ class QemuDriver(Driver):
         self._runner.quit(machine)
         self._store.save(machine.off(saved=True))
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         """Kill QEMU and remove the machine's folder; a machine that is not there is fine."""
         try:
             folder = self._store.folder(name)
@@ -224,7 +221,7 @@ class QemuDriver(Driver):
         machine, state = self._look(name)
         endpoint = listing.info(machine, state).endpoint
         if endpoint is None:
-            raise _wrong_state(name, state, "be reached")
+            raise wrong_state(name, state, "be reached")
         return endpoint
 
     def forward(self, name: str, guest_port: int) -> Endpoint:
@@ -266,13 +263,13 @@ class QemuDriver(Driver):
     def take_snapshot(self, name: str, snapshot: str, deadline: Deadline) -> None:
         """Keep disk, memory and devices under a name that is not taken yet; the machine goes on."""
         machine, state = self._look(name)
-        snapshots.check_free(snapshot, self._snapshots(machine, state), name)
-        if state in listing.ON:
+        check_snapshot_name(snapshot, self._snapshots(machine, state), name)
+        if state in ON:
             mode = Mode.RUNNING if state is MachineState.RUNNING else Mode.PAUSED
             with self._runner.monitor(machine) as monitor:
                 snapshots.save(monitor, Snapshot(snapshot, mode).tag, deadline)
         elif state is MachineState.SAVED:
-            raise _wrong_state(name, state, "have a snapshot taken: start it, or power it down")
+            raise wrong_state(name, state, "have a snapshot taken: start it, or power it down")
         else:
             self._disks().create_snapshot(self._disk(name), Snapshot(snapshot, Mode.OFF).tag)
 
@@ -282,8 +279,8 @@ class QemuDriver(Driver):
         Where the machine is off, or the snapshot is without memory, even the endpoint changes.
         """
         machine, state = self._look(name)
-        target = snapshots.find(snapshot, self._snapshots(machine, state), name)
-        if state in listing.ON and target.has_memory:
+        target = find_snapshot(snapshot, self._snapshots(machine, state), name)
+        if state in ON and target.has_memory:
             self._revert_live(machine, target, state, deadline)
             return
         self._runner.quit(machine)
@@ -304,7 +301,7 @@ class QemuDriver(Driver):
         target = self._snapshots(machine, state).get(snapshot)
         if target is None:
             return
-        if state in listing.ON:
+        if state in ON:
             with self._runner.monitor(machine) as monitor:
                 snapshots.delete(monitor, target.tag, Deadline(_DELETE_TIMEOUT_S))
         else:
@@ -338,13 +335,11 @@ class QemuDriver(Driver):
         return machine, self._runner.state(machine)
 
     @contextmanager
-    def _monitor(
-        self, name: str, purpose: str, states: Container[MachineState] = listing.ON
-    ) -> Iterator[Monitor]:
+    def _monitor(self, name: str, purpose: str, states: Container[MachineState] = ON) -> Iterator[Monitor]:
         """A line to the machine, which has to be on."""
         machine, state = self._look(name)
         if state not in states:
-            raise _wrong_state(name, state, purpose)
+            raise wrong_state(name, state, purpose)
         with self._runner.monitor(machine) as monitor:
             yield monitor
 
@@ -369,7 +364,7 @@ class QemuDriver(Driver):
             self._disks().delete_snapshot(self._disk(machine.spec.name), snapshots.SAVED_TAG)
 
     def _snapshots(self, machine: Record, state: MachineState) -> dict[str, Snapshot]:
-        if state in listing.ON:
+        if state in ON:
             with self._runner.monitor(machine) as monitor:
                 return snapshots.parse_tags(snapshots.live_tags(monitor))
         return snapshots.parse_tags(self._disks().snapshot_tags(self._disk(machine.spec.name)))
@@ -411,7 +406,3 @@ def _check_supported(spec: MachineSpec) -> None:
                 f"machine {spec.name!r}: hardware {hardware.name!r}: the QEMU driver has no {field}",
                 hint="the VirtualBox driver has",
             )
-
-
-def _wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
-    return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")

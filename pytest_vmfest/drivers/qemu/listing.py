@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import MachineInfo, MachineState
+from pytest_vmfest.drivers.base import ON, MachineInfo, MachineState
 from pytest_vmfest.drivers.qemu.nat import LOOPBACK
 from pytest_vmfest.specs import Endpoint
 
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_vmfest.drivers.qemu.record import Record
-
-ON = (MachineState.RUNNING, MachineState.PAUSED)
-"""The states in which a machine has a process."""
 
 
 def info(machine: Record, state: MachineState) -> MachineInfo:

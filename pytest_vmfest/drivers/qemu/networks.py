@@ -6,7 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.qemu.switch import connect_switch, end_switch, spawn_switch
-from pytest_vmfest.errors import DestroyError, DriverError
+from pytest_vmfest.drivers.refusals import no_network
+from pytest_vmfest.errors import DestroyError
 from pytest_vmfest.specs import check_label
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Networks:
         """A new port on the network; `DriverError` if there is no such network."""
         folder = self._folder / check_label(name, "network name")
         if not folder.is_dir():
-            raise DriverError(f"there is no private network named {name!r}", hint="create it first")
+            raise no_network(name)
         # Its switch ends with the process that created it, and the machine may be started by another.
         spawn_switch(folder)
         return connect_switch(folder)

@@ -1,88 +1,20 @@
-"""QEMU's process: starting it, knowing it again, ending it.
-
-A machine may be operated by another process than the one that started it, so a process is known by a pid
-and its start time, never by a handle of ``subprocess``. Signals go through a pidfd (Linux 5.3): a pid that
-meanwhile belongs to somebody else is never signalled, nor waited for.
-"""
+"""QEMU's process: starting it, and finding it again by its folder."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import subprocess
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pytest_vmfest.errors import DriverError
+from pytest_vmfest.processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 # How the executables of all QEMU's system emulators begin.
 _PROGRAM = "qemu-system-"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True)
-class Process:
-    """One very process of this host.
-
-    ``start_ticks`` is its start time in clock ticks since the host booted, and ``boot`` that boot's id.
-    (The time since the epoch that ``psutil`` makes of the former moves when the host's clock is set.)
-    """
-
-    pid: int
-    start_ticks: int
-    boot: str
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """The process that has ``pid`` now; `ProcessLookupError` if none has."""
-        _, start_ticks = _stat(pid)
-        return cls(pid, start_ticks, _boot_id())
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs. A child of ours that has ended is waited for by the way: no zombie stays."""
-        with self._opened() as pidfd:
-            return pidfd is not None and not _ended(pidfd, timeout_s=0)
-
-    def wait(self, timeout_s: float | None) -> bool:
-        """Wait until it has ended; False if it still runs after ``timeout_s`` seconds (None: no limit)."""
-        with self._opened() as pidfd:
-            return pidfd is None or _ended(pidfd, timeout_s)
-
-    def kill(self, timeout_s: float) -> bool:
-        """End it by SIGKILL and wait; False if it has not ended after ``timeout_s`` seconds."""
-        with self._opened() as pidfd:
-            if pidfd is None:
-                return True
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return _ended(pidfd, timeout_s)
-
-    @contextmanager
-    def _opened(self) -> Iterator[int | None]:
-        """A pidfd of this very process, also of a zombie; None if there is no such process any more."""
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            yield None
-            return
-        try:
-            # Compared after opening: from here on, the pidfd stands for the process compared.
-            yield pidfd if self._matches() else None
-        finally:
-            os.close(pidfd)
-
-    def _matches(self) -> bool:
-        try:
-            return Process.of(self.pid) == self
-        except ProcessLookupError:
-            return False
 
 
 def spawn(command: Sequence[str], folder: Path, *, fds: Sequence[int], log: IO[bytes]) -> Process:
@@ -121,27 +53,3 @@ def running_in(folder: Path) -> list[Process]:
             if process.cwd() == str(folder) and Path(process.exe()).name.startswith(_PROGRAM):
                 found.append(Process.of(process.pid))
     return found
-
-
-def _ended(pidfd: int, timeout_s: float | None) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(None if timeout_s is None else timeout_s * 1000):
-        return False
-    with suppress(ChildProcessError):  # then it is another process's child
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    return True
-
-
-def _stat(pid: int) -> tuple[str, int]:
-    """State and start time of a process: fields 3 and 22 of proc_pid_stat(5)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"no process {pid}") from None
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[19])
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

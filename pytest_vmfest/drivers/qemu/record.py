@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_vmfest.drivers.qemu.process import Process
+from pytest_vmfest.drivers.refusals import no_machine
 from pytest_vmfest.errors import (
     ConfigurationError,
     DestroyError,
     DriverError,
     MachineExistsError,
-    MachineNotFoundError,
 )
 from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.processes import Process
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
 
 DISK = "disk.qcow2"
@@ -70,7 +70,7 @@ class Store:
         try:
             check_label(name, "machine name")
         except ConfigurationError:
-            raise _missing(name) from None
+            raise no_machine(name) from None
         return self._folder / name
 
     def add(self, record: Record) -> Path:
@@ -109,7 +109,7 @@ class Store:
         try:
             return _from_json(json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
-            raise _missing(name) from None
+            raise no_machine(name) from None
         except (ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
             raise DriverError(
                 f"the record of machine {name!r} is damaged: {path}: {error!r}",
@@ -139,12 +139,6 @@ def log_tail(folder: Path) -> str:
     except OSError:
         return ""
     return "\n".join(text.strip().splitlines()[-_LOG_TAIL_LINES:])
-
-
-def _missing(name: str) -> MachineNotFoundError:
-    return MachineNotFoundError(
-        f"there is no machine named {name!r}", hint="list what there is with: vmfest instance list"
-    )
 
 
 # --- JSON ------------------------------------------------------------------------------------------

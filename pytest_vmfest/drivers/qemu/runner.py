@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_vmfest.drivers.qemu.networks import Networks
-    from pytest_vmfest.drivers.qemu.process import Process
     from pytest_vmfest.drivers.qemu.record import Record, Store
+    from pytest_vmfest.processes import Process
 
 # A QEMU that does not answer this soon is stuck: it counts as running, and is killed when it should quit.
 _STATUS_TIMEOUT_S = 2.0

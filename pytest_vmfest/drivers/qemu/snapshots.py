@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.qemu.command import DISK_NODE
-from pytest_vmfest.errors import ConfigurationError, DriverError, MachineStateError
+from pytest_vmfest.errors import DriverError
 from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 SAVED_TAG = "saved"
 """The snapshot that holds the memory of a machine in saved state; no user's snapshot is called so."""
 
-# Of the 255 bytes that QEMU allows, some are for the prefix.
-_NAME_BYTES = 200
 _JOB_INTERVAL_S = 0.005
 
 
@@ -64,28 +62,6 @@ def parse_tags(tags: Iterable[str]) -> dict[str, Snapshot]:
         if colon and mode in modes:
             found[name] = Snapshot(name, modes[mode])
     return found
-
-
-def check_free(name: str, known: dict[str, Snapshot], machine: str) -> None:
-    """Raise if ``name`` cannot be given to a new snapshot of the machine."""
-    if not name or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
-        raise ConfigurationError(
-            f"{name!r} cannot be the name of a snapshot", hint=f"use 1 to {_NAME_BYTES} printable characters"
-        )
-    if name in known:
-        raise MachineStateError(
-            f"machine {machine!r} has a snapshot named {name!r} already", hint="delete it first"
-        )
-
-
-def find(name: str, known: dict[str, Snapshot], machine: str) -> Snapshot:
-    """The snapshot called ``name``; `MachineStateError` lists those that there are."""
-    if name not in known:
-        raise MachineStateError(
-            f"machine {machine!r} has no snapshot named {name!r}",
-            hint=f"it has: {', '.join(known)}" if known else "it has none",
-        )
-    return known[name]
 
 
 # --- a running machine ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pytest_vmfest.drivers.qemu import switch_process
 from pytest_vmfest.errors import DriverError
 from pytest_vmfest.folders import make_private
+from pytest_vmfest.processes import start_helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,41 +136,13 @@ def _answers(handle: int) -> bool:
 
 
 def _start(folder: Path, handle: int, python: str) -> None:
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb", buffering=0) as ready:
-        try:
-            pid = _spawn(folder, handle, python, writer)
-        finally:
-            os.close(writer)
-        started = False
-        try:
-            answered, _, _ = select.select([ready], [], [], _START_TIMEOUT_S)
-            started = bool(answered) and ready.read(len(switch_process.READY)) == switch_process.READY
-        finally:
-            if not started:
-                os.kill(pid, signal.SIGKILL)  # not yet waited for, so the pid is still our child's
-                os.waitpid(pid, 0)
-    if not started:
-        said = (folder / _LOG_NAME).read_text(errors="replace").strip().rpartition("\n")[2]
-        why = said or ("it ended at once" if answered else f"it was not ready in {_START_TIMEOUT_S:g} s")
-        raise DriverError(f"no switch could be started in {folder}: {why}")
-
-
-def _spawn(folder: Path, handle: int, python: str, output: int) -> int:
-    """Start the process, apart from us. Not by subprocess, which wants its children waited for."""
     # No site-packages, no environment: it needs neither, and starts so much faster.
-    program = [python, "-I", "-S", switch_process.__file__]
-    log = (f"/proc/self/fd/{handle}/{_LOG_NAME}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    return os.posix_spawnp(
-        python,
-        [*program, str(folder.absolute()), str(os.getpid()), str(GRACE_S)],
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-            (os.POSIX_SPAWN_OPEN, 2, *log),
-        ],
-        setsid=True,
+    command = [python, "-I", "-S", switch_process.__file__]
+    start_helper(
+        [*command, str(folder.absolute()), str(os.getpid()), str(GRACE_S)],
+        ready=switch_process.READY,
+        log=f"/proc/self/fd/{handle}/{_LOG_NAME}",
+        timeout_s=_START_TIMEOUT_S,
     )
 
 

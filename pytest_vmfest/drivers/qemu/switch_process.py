@@ -232,7 +232,9 @@ def main() -> None:
         listener.bind(SOCKET_NAME)
         listener.listen(128)
         os.write(sys.stdout.fileno(), READY)
-        os.dup2(sys.stdin.fileno(), sys.stdout.fileno())  # /dev/null: whoever waits for us sees us let go
+        with Path(os.devnull).open("r+b") as null:  # whoever waits for us sees us let go
+            os.dup2(null.fileno(), sys.stdin.fileno())
+            os.dup2(null.fileno(), sys.stdout.fileno())
         serve(listener, watch_parent(int(creator)), float(grace_s))
         Path(SOCKET_NAME).unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ from pytest_vmfest.folders import make_private, writing_to
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from virtualbox.library import IMachine, IProgress, ISession, IVirtualBox
+    from virtualbox.library import IProgress, ISession, IVirtualBox
 
     from pytest_vmfest.drivers.base import DriverSettings
     from pytest_vmfest.waiting import Deadline
@@ -139,7 +139,7 @@ class Connection:
             if raw is None:
                 raise DriverUnavailableError(
                     "VirtualBox's service (VBoxSVC) has died, and this process cannot reach it any more",
-                    hint="run again; the service's log is VBoxSVC.log in VirtualBox's settings folder",
+                    hint=trouble.SERVICE_GONE,
                 )
             vbox = self._vbox = IVirtualBox(raw)
         return vbox
@@ -150,12 +150,6 @@ class Connection:
 
         self._announce()
         return ISession(self._manager.getSessionObject(None))
-
-    def machine(self, raw: Any) -> IMachine:
-        """A machine of vboxapi as pyvbox shows it."""
-        from virtualbox.library import IMachine
-
-        return IMachine(raw)
 
     @contextlib.contextmanager
     def registry_lock(self) -> Iterator[None]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.base import DriverSettings
     from pytest_vmfest.drivers.virtualbox.connection import Connection, Installation
 
-_DEVICE = Path("/dev/vboxdrv")
 _HOST_ONLY_DEVICE = Path("/dev/vboxnetctl")
 _MODULES = Path("/sys/module")
 _CPU = Path("/proc/cpuinfo")
@@ -34,9 +33,6 @@ _LOAD_TIMEOUT_S = 20
 _KVM_HOLDS_SINCE = (6, 12)
 # From this version on, VirtualBox's module asks KVM for it.
 _SHARES_SINCE = (7, 2)
-_KVM_REMEDY = (
-    "sudo modprobe -r kvm_intel kvm_amd, or boot with kvm.enable_virt_at_load=0 on the kernel's command line"
-)
 
 
 def describe(settings: DriverSettings, connection: Connection | None) -> str:
@@ -157,8 +153,8 @@ def _why_no_bindings(installation: Installation) -> str:
 
 def _check_module() -> Check:
     name = "VirtualBox kernel module"
-    if not _DEVICE.exists():
-        detail = f"there is no {_DEVICE}: the module vboxdrv is not loaded"
+    if not trouble.DEVICE.exists():
+        detail = f"there is no {trouble.DEVICE}: the module vboxdrv is not loaded"
         return Check(name, False, detail, trouble.NO_MODULE)
     # VirtualBox's own programs are set-uid root and open it; so it need not be open to this user.
     return Check(name, True, "vboxdrv is loaded")
@@ -187,7 +183,7 @@ def _check_kvm(version: str) -> Check:
     if _numbers(version) >= _SHARES_SINCE:
         return Check(name, True, f"{loaded[0]} is loaded; VirtualBox {version} asks it for the CPU")
     detail = f"{loaded[0]} holds the CPU's virtualization as long as it is loaded"
-    return Check(name, False, detail, _KVM_REMEDY)
+    return Check(name, False, detail, trouble.KVM_HOLDS_CPU)
 
 
 def _kvm_holds() -> bool:

@@ -7,10 +7,17 @@ not know of it is kept as its extra data. So any process with the same store and
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.drivers.base import Driver, DriverSettings, MachineInfo, MachineState, PropertyKind
+from pytest_vmfest.drivers.base import (
+    ON,
+    Driver,
+    DriverSettings,
+    MachineInfo,
+    MachineState,
+    PropertyKind,
+)
 from pytest_vmfest.drivers.disk_images import find_image_program
 from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
 from pytest_vmfest.drivers.virtualbox import (
@@ -25,7 +32,7 @@ from pytest_vmfest.drivers.virtualbox import (
     trouble,
 )
 from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
-from pytest_vmfest.drivers.virtualbox.machines import ON, Machine, Machines
+from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
@@ -40,7 +47,7 @@ from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from virtualbox.library import IConsole
@@ -94,17 +101,17 @@ class VirtualBoxDriver(Driver):
 
     # --- private networks --------------------------------------------------------------------------
 
-    def create_network(self, name: str) -> None:
+    def _create_network(self, name: str) -> None:
         """Create a private network: an internal network of VirtualBox, which needs no process."""
         networks.create_network(self.settings.home, name)
 
-    def remove_network(self, name: str) -> None:
+    def _remove_network(self, name: str) -> None:
         """Remove a private network; one that is not there is fine."""
         networks.remove_network(self.settings.home, name)
 
     # --- machines ----------------------------------------------------------------------------------
 
-    def create(self, spec: MachineSpec) -> None:
+    def _create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
         # Making a base takes long, and need not hold up others.
@@ -213,7 +220,7 @@ class VirtualBoxDriver(Driver):
             there.connection.wait(progress, deadline, f"machine {name!r} cannot be saved")
         there.machines.wait_unlocked(machine, deadline)
 
-    def destroy(self, name: str) -> None:
+    def _destroy(self, name: str) -> None:
         """End the machine's process, unregister it and remove its files; one that is not there is fine."""
         there = self._opened()
         with suppress(MachineNotFoundError):
@@ -423,18 +430,8 @@ class VirtualBoxDriver(Driver):
         networks.check_networks(self.settings.home, machine.record.nics)
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
-        slot = networks.nat_slot(machine.record.network)
-        with trouble.translated(f"machine {machine.name!r}: its NAT rules cannot be read"):
-            has_ports = slot is not None and bool(nat.rules(machine.com, slot))
-        if slot is None or not has_ports:
+        with _ports(there.machines, machine, deadline):
             there.machines.launch(machine, deadline, gui=self.settings.gui)
-            return
-        with ExitStack() as held:
-            with there.machines.locked(machine, deadline, "be given ports", exclusive=True) as session:
-                ports = held.enter_context(nat.Ports(session.machine, slot))
-            there.machines.launch(machine, deadline, gui=self.settings.gui)
-            with there.machines.locked(machine, deadline, "be given ports") as session:
-                ports.hand_over(session.machine, int(machine.com.session_pid))
 
 
 class _Opened:
@@ -444,3 +441,23 @@ class _Opened:
         self.connection: Connection = connect(settings)
         self.machines = Machines(self.connection, settings.home)
         self.media = Media(self.connection, settings.home, lambda: find_image_program(settings.qemu))
+
+
+@contextmanager
+def _ports(machines: Machines, machine: Machine, deadline: Deadline) -> Iterator[None]:
+    """While the machine is launched, hold the ports of its NAT rules; then hand them over to its process."""
+    slot = networks.nat_slot(machine.record.network)
+    if slot is None or not _has_nat_rules(machine, slot):
+        yield
+        return
+    with ExitStack() as held:
+        with machines.locked(machine, deadline, "be given ports", exclusive=True) as session:
+            ports = held.enter_context(nat.Ports(session.machine, slot))
+        yield
+        with machines.locked(machine, deadline, "be given ports") as session:
+            ports.hand_over(session.machine, int(machine.com.session_pid))
+
+
+def _has_nat_rules(machine: Machine, slot: int) -> bool:
+    with trouble.translated(f"machine {machine.name!r}: its NAT rules cannot be read"):
+        return bool(nat.rules(machine.com, slot))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.drivers.base import ON, MachineState
 from pytest_vmfest.drivers.refusals import no_machine, still_on
 from pytest_vmfest.drivers.virtualbox import console, record, trouble
 from pytest_vmfest.errors import (
@@ -30,15 +30,13 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
 
-ON = (MachineState.RUNNING, MachineState.PAUSED)
-"""The states in which a machine has a process that does what it is told."""
-
 _POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0
 _LOG_TAIL_LINES = 8
 
-_DEVICE = Path("/dev/vboxdrv")
+# What VirtualBox answers to who wants a lock that another has, or a process that just begins or ends.
+_LOCKED = (trouble.INVALID_OBJECT_STATE, trouble.INVALID_SESSION_STATE, trouble.VM_ERROR)
 
 # The programs that run a machine; names of processes are cut at 15 characters.
 _PROCESSES = ("VBoxHeadless", "VirtualBoxVM")
@@ -114,7 +112,7 @@ class Machines:
             try:
                 return self._connection.vbox.find_machine(name)
             except Exception as error:
-                if trouble.code_of(error) == trouble.OBJECT_NOT_FOUND:
+                if trouble.ignoring(error, trouble.OBJECT_NOT_FOUND):
                     return None
                 raise
 
@@ -207,23 +205,15 @@ class Machines:
             try:
                 machine.com.lock_machine(session, kind)
             except Exception as error:
-                if trouble.code_of(error) not in (
-                    trouble.INVALID_OBJECT_STATE,
-                    trouble.INVALID_SESSION_STATE,
-                    trouble.VM_ERROR,  # its process is just beginning or ending
-                ):
-                    raise
-                return False
+                if trouble.ignoring(error, *_LOCKED):
+                    return False
+                raise
             return True
 
         try:
             wait_for(attempt, deadline, what="its lock", interval_s=_POLL_S)
         except WaitTimeoutError:
-            raise MachineStateError(
-                f"machine {machine.name!r} cannot {doing}: it has been locked by "
-                f"{_holder(machine)} for {deadline.timeout_s:g} s",
-                hint="is it open in VirtualBox's own windows, or in another program?",
-            ) from None
+            raise _kept_locked(machine, deadline, doing) from None
 
     @staticmethod
     def _unlock(session: ISession) -> None:
@@ -285,11 +275,11 @@ class Machines:
             with suppress(DriverError):  # the guest may be on its way out
                 self.command(machine, "be stopped", lambda there: there.power_button(), deadline)
             with suppress(WaitTimeoutError):
-                self._await(
-                    machine,
-                    lambda state: state not in ON,
+                wait_for(
+                    lambda: self.state(machine) not in ON,
                     deadline.at_most(_PRESS_AGAIN_S),
-                    "to shut down",
+                    what=f"machine {machine.name!r} to shut down",
+                    interval_s=_POLL_S,
                 )
         if self.state(machine) is MachineState.ABORTED:
             what = "got stuck (guru meditation)" if self.is_stuck(machine) else "was killed"
@@ -321,18 +311,15 @@ class Machines:
                 if machine.com.session_state == SessionState.unlocked:
                     return
             if deadline.expired:
-                raise MachineStateError(
-                    f"machine {machine.name!r} cannot be ended: it has been locked by {_holder(machine)} "
-                    f"for {deadline.timeout_s:g} s",
-                    hint="is it open in VirtualBox's own windows, or in another program?",
-                )
-            if self._raw_state(machine) not in self._transient and (
-                self.state(machine) in ON or self.is_stuck(machine)
-            ):
+                raise _kept_locked(machine, deadline, "be ended")
+            if self._raw_state(machine) not in self._transient and self._can_be_ended(machine):
                 self._make_end(machine)
             elif patience.expired:  # it neither begins nor ends
                 self._kill(machine)
             time.sleep(_POLL_S)
+
+    def _can_be_ended(self, machine: Machine) -> bool:
+        return self.state(machine) in ON or self.is_stuck(machine)
 
     def _make_end(self, machine: Machine) -> None:
         try:
@@ -341,7 +328,7 @@ class Machines:
             )
         except (DriverError, WaitTimeoutError):
             # It may have ended meanwhile; if it hangs, nothing else helps.
-            if self.state(machine) in ON or self.is_stuck(machine):
+            if self._can_be_ended(machine):
                 self._kill(machine)
 
     def _kill(self, machine: Machine) -> None:
@@ -364,29 +351,24 @@ class Machines:
             return ""
         return "\n".join(text.strip().splitlines()[-_LOG_TAIL_LINES:])
 
-    def _await(
-        self,
-        machine: Machine,
-        fits: Callable[[MachineState], bool],
-        deadline: Deadline,
-        what: str,
-    ) -> None:
-        wait_for(
-            lambda: fits(self.state(machine)),
-            deadline,
-            what=f"machine {machine.name!r} {what}",
-            interval_s=_POLL_S,
-        )
-
     def _explained(self, error: VmfestError, machine: Machine) -> VmfestError:
         """The error of a failed start with what the machine's log and this host tell besides."""
         tail = self.log_tail(machine)
         hint = error.hint or trouble.remedy_for(tail)
-        if not hint and self._connection.is_local and not _DEVICE.exists():
+        if not hint and self._connection.is_local and not trouble.DEVICE.exists():
             hint = trouble.NO_MODULE
         said = "\n".join(f"  | {line}" for line in tail.splitlines())
         message = f"{error.message}\n  VBox.log ends with:\n{said}" if tail else error.message
         return type(error)(message, hint=hint)
+
+
+def _kept_locked(machine: Machine, deadline: Deadline, doing: str) -> MachineStateError:
+    """Another program did not let go of the machine by the deadline."""
+    return MachineStateError(
+        f"machine {machine.name!r} cannot {doing}: it has been locked by {_holder(machine)} "
+        f"for {deadline.timeout_s:g} s",
+        hint="is it open in VirtualBox's own windows, or in another program?",
+    )
 
 
 def _holder(machine: Machine) -> str:

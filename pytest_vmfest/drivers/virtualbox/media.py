@@ -65,19 +65,12 @@ class Media:
         if not self._bases.find(image):
             self._bases.inspect(image)
 
-    def prepare(self, image: ImageModel, *, permanent: bool = False) -> None:
-        """Do the long part of what comes before attaching, which holds up nobody else: make the base.
-
-        Errors: `ImageInvalidError`, `ImageInUseError`, `StoreError`; for ``permanent``, `NotSupportedError`.
-        """
-        with self.ready(image, permanent=permanent):
-            pass
-
     @contextmanager
     def ready(self, image: ImageModel, *, permanent: bool = False) -> Iterator[None]:
-        """`prepare`, and have the model to oneself meanwhile.
+        """Have the model to oneself, with its base made: the long part of what comes before attaching.
 
         To be entered before the registry's lock is taken, so that nobody waits for a conversion with that.
+        Errors: `ImageInvalidError`, `ImageInUseError`, `StoreError`; for ``permanent``, `NotSupportedError`.
         """
         if permanent:
             _check_writable(image)
@@ -94,7 +87,7 @@ class Media:
     def attach(self, machine: IMachine, image: ImageModel) -> None:
         """Give a machine, which a session of the caller's has locked, a new differencing image of the model.
 
-        Errors: those of `prepare`, and `DriverError`.
+        Errors: those of `ready`, and `DriverError`.
         """
         with (
             self.ready(image),

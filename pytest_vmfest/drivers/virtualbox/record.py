@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.specs import PrivateNic
@@ -24,33 +23,22 @@ _ENDED_KEY = "vmfest/powered-down"
 
 @dataclass(frozen=True)
 class Record:
-    """A machine's image, networks and tags.
-
-    ``permanent`` is the image's own disk, if the machine runs on that.
-    """
+    """A machine's image, networks and tags."""
 
     image: str
     network: NetworkMode
     nics: tuple[PrivateNic, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
-    permanent: Path | None = None
     created: float = field(default_factory=time.time)
 
     @classmethod
     def of(cls, spec: MachineSpec) -> Record:
         """The record of a machine to be."""
-        return cls(
-            image=spec.image.name,
-            network=spec.network,
-            nics=spec.nics,
-            tags=dict(spec.tags),
-            permanent=spec.image.disk if spec.permanent else None,
-        )
+        return cls(spec.image.name, spec.network, spec.nics, dict(spec.tags))
 
     def write(self, machine: IMachine) -> None:
         """Keep it with the machine."""
-        data = {**asdict(self), "permanent": str(self.permanent) if self.permanent else None}
-        machine.set_extra_data(_KEY, json.dumps(data))
+        machine.set_extra_data(_KEY, json.dumps(asdict(self)))
 
 
 def read(machine: IMachine) -> Record | None:
@@ -62,7 +50,6 @@ def read(machine: IMachine) -> Record | None:
             network=data["network"],
             nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
             tags=data["tags"],
-            permanent=Path(data["permanent"]) if data["permanent"] else None,
             created=data["created"],
         )
     except (ValueError, KeyError, TypeError):

@@ -122,11 +122,6 @@ class SoapManager:
     def initPerThread(self) -> None:  # noqa: N802 - vboxapi's name
         """Threads need no preparation here."""
 
-    def queryInterface(self, thing: SoapObject, interface: str) -> SoapObject:  # noqa: N802 - vboxapi's name
-        """The same object, with the operations of another interface."""
-        with self._lock:
-            return self._object(thing._ref, interface)
-
     def deinit(self) -> None:
         """Log off; happens by itself when nobody holds the manager any more, and at Python's end."""
         if self._farewell is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.errors import DriverError, DriverUnavailableError, StoreError
@@ -21,10 +22,19 @@ INVALID_SESSION_STATE = 0x80BB000B
 # The other side of the line is gone: VBoxSVC, or the process of a machine.
 _DEAD = frozenset({0x80004004, 0x800706BA, 0x800706BE, 0x800706BF, 0x80010108})
 
+DEVICE = Path("/dev/vboxdrv")
+"""There as long as VirtualBox's kernel module is loaded."""
+
 NO_MODULE = (
     "load VirtualBox's kernel module: sudo modprobe vboxdrv (Debian has it in the package virtualbox-dkms; "
     "with Secure Boot it has to be signed)"
 )
+KVM_HOLDS_CPU = (
+    "sudo modprobe -r kvm_intel kvm_amd, or boot with kvm.enable_virt_at_load=0 on the kernel's command line "
+    "(Linux 6.12 and later)"
+)
+# A process whose VBoxSVC has died finds no other; the next one starts it.
+SERVICE_GONE = "run again; the service's log is VBoxSVC.log in VirtualBox's settings folder"
 
 # What VirtualBox says, and what to do about it.
 _REMEDIES = (
@@ -35,8 +45,7 @@ _REMEDIES = (
     ),
     (
         r"VERR_(SVM_IN_USE|VMX_IN_VMX_ROOT_MODE)|being used by another hypervisor",
-        "KVM holds the CPU's virtualization: sudo modprobe -r kvm_intel kvm_amd, or boot with "
-        "kvm.enable_virt_at_load=0 (kernels from 6.12 on)",
+        f"KVM holds the CPU's virtualization: {KVM_HOLDS_CPU}",
     ),
     (
         r"VERR_(SVM_NO_SVM|VMX_NO_VMX|SVM_DISABLED|VMX_MSR_\w*DISABLED)|VT-x is (not available|disabled)"
@@ -90,7 +99,7 @@ def as_ours(error: BaseException, doing: str) -> DriverError | StoreError:
     if is_dead(error):
         return DriverUnavailableError(
             f"{doing}: VirtualBox's service (VBoxSVC) does not answer any more: {text_of(error)}",
-            hint="it starts anew at the next try; its log is VBoxSVC.log in VirtualBox's settings folder",
+            hint=SERVICE_GONE,
         )
     return told(doing, text_of(error))
 

@@ -1,0 +1,201 @@
+"""What one process owns of one hypervisor, written down before it exists and crossed out when it is gone.
+
+A ledger is a file of JSON lines in the store's folder ``runs``. The first says who owns, and each further one
+is an event. Lines are only ever appended, each by one write, so that a reader finds whole lines; one that a
+power cut has torn is left out.
+
+Whether a ledger's owner lives is told by two witnesses: its guardian, which holds a lock on the file, and the
+owner's own process. (The lock counts beyond the bounds of containers that share a store; the process does
+where the guardian has been killed.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FOLDER = "runs"
+_ENDING = ".ledger"
+
+
+class Kind(Enum):
+    """What can be owned."""
+
+    MACHINE = "machine"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who owns what a ledger names, and how to get rid of it.
+
+    ``driver`` and ``settings`` are the driver's name and what it was given; each machine bears ``tags``. When
+    ``parent`` ends, ``process`` has nothing to do any more: an xdist worker whose controller was killed.
+    """
+
+    driver: str
+    settings: dict[str, Any]
+    tags: dict[str, str]
+    process: Process
+    parent: Process | None = None
+
+
+@dataclass
+class Entries:
+    """What is still owned. ``kept`` are those of ``machines`` that may stay until a time since the epoch."""
+
+    machines: dict[str, None] = field(default_factory=dict)
+    networks: dict[str, None] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.machines or self.networks)
+
+
+class Ledger:
+    """One ledger. Errors in writing are `StoreError`."""
+
+    def __init__(self, path: Path) -> None:
+        """The ledger at ``path``, which need not be there any more."""
+        self.path = path
+
+    @classmethod
+    def begin(cls, home: Path, owner: Owner) -> Ledger:
+        """A new one in the store ``home``."""
+        folder = home / _FOLDER
+        words = [owner.tags.get("run", ""), owner.tags.get("worker", ""), owner.driver, secrets.token_hex(4)]
+        ledger = cls(folder / ("-".join(word for word in words if word) + _ENDING))
+        with writing_to(ledger.path):
+            make_private(folder)
+            ledger._append(asdict(owner), flags=os.O_CREAT | os.O_EXCL)
+        return ledger
+
+    @classmethod
+    def all(cls, home: Path) -> list[Ledger]:
+        """All ledgers of a store."""
+        return [cls(path) for path in sorted((home / _FOLDER).glob(f"*{_ENDING}"))]
+
+    @property
+    def log(self) -> Path:
+        """Where its guardian tells of trouble."""
+        return self.path.with_suffix(".log")
+
+    # --- what its owner writes ---------------------------------------------------------------------
+
+    def add(self, kind: Kind, name: str) -> None:
+        """Write down what is about to be made. When this returns, a power cut does not lose it."""
+        self._append({"add": kind.value, "name": name})
+
+    def cross_out(self, kind: Kind, name: str) -> None:
+        """Write down that it is gone."""
+        self._append({"gone": kind.value, "name": name})
+
+    def keep(self, machine: str, until: float) -> None:
+        """Write down that a machine may stay until a time, in seconds since the epoch."""
+        self._append({"keep": machine, "until": until})
+
+    def remove(self) -> None:
+        """Remove the file, and its guardian's log."""
+        with writing_to(self.path):
+            self.log.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, event: dict[str, Any], flags: int = 0) -> None:
+        with writing_to(self.path):
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+            try:
+                os.write(handle, b"\n" + json.dumps(event).encode())  # not appended to a torn line
+                os.fdatasync(handle)
+            finally:
+                os.close(handle)
+
+    # --- what is read ------------------------------------------------------------------------------
+
+    def owner(self) -> Owner | None:
+        """Whose it is; None if it has not even its first line, or is gone: then nothing was made."""
+        for line in self._lines():
+            data = dict(line)
+            try:
+                parent = data.pop("parent")
+                process = Process(**data.pop("process"))
+                return Owner(process=process, parent=parent and Process(**parent), **data)
+            except (KeyError, TypeError):
+                break
+        return None
+
+    def entries(self) -> Entries:
+        """What it says that is still there."""
+        found = Entries()
+        for event in self._lines():
+            name = event.get("name", "")
+            if event.get("add") == Kind.MACHINE.value:
+                found.machines[name] = None
+            elif event.get("add") == Kind.NETWORK.value:
+                found.networks[name] = None
+            elif event.get("gone") == Kind.MACHINE.value:
+                found.machines.pop(name, None)
+                found.kept.pop(name, None)
+            elif event.get("gone") == Kind.NETWORK.value:
+                found.networks.pop(name, None)
+            elif event.get("keep") in found.machines:
+                found.kept[event["keep"]] = event["until"]
+        return found
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            text = self.path.read_text()
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            with suppress(ValueError):  # empty, or torn by a power cut
+                if isinstance(event := json.loads(line), dict):
+                    yield event
+
+    # --- whether its owner lives -------------------------------------------------------------------
+
+    def lock(self) -> int | None:
+        """Lock the ledger, as long as the descriptor is open; None if another has the lock, or it is gone."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.path.exists():
+                return handle
+        except BlockingIOError:
+            pass
+        os.close(handle)
+        return None
+
+
+class MemoryLedger(Ledger):
+    """A ledger of what dies with its owner: nothing has to be written for anybody else."""
+
+    def __init__(self, owner: Owner) -> None:
+        """An empty one."""
+        self._events: list[dict[str, Any]] = [asdict(owner)]
+
+    def remove(self) -> None:
+        """Forget everything."""
+        self._events.clear()
+
+    def _append(self, event: dict[str, Any], flags: int = 0) -> None:
+        self._events.append(event)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        yield from self._events

@@ -1,0 +1,104 @@
+"""Removing what a ledger names: for its owner's end, for its guardian, and for whoever comes later."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.drivers import load_driver
+from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.errors import VmfestError, all_or_raise
+from pytest_vmfest.ledger import Kind, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pytest_vmfest.drivers.base import Driver, MachineInfo
+    from pytest_vmfest.ledger import Owner
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What became of a ledger whose owner is dead, or of a machine that was kept.
+
+    ``removed`` are the machines that are gone now, ``kept`` those that may stay and until when, in seconds
+    since the epoch; ``error`` says what could not be removed.
+    """
+
+    owner: Owner
+    removed: tuple[str, ...]
+    kept: Mapping[str, float]
+    error: str = ""
+
+
+def reap(ledger: Ledger, driver: Driver, owner: Owner) -> Reaped:
+    """Remove what the ledger names and still exists, but for machines that are kept and not due.
+
+    Nothing else is touched: a machine that has a name in the ledger but not its owner's tags is somebody
+    else's. Without anything left, the ledger is removed. Raises `DestroyError` that tells what is there.
+    """
+    entries = ledger.entries()
+    infos = {info.name: info for info in driver.machines()} if entries else {}
+    now = time.time()
+    kept = {name: until for name, until in entries.kept.items() if name in infos and until > now}
+    doomed = [name for name in entries.machines if name not in kept and _is_of(owner, infos.get(name))]
+    used = {infos[name].tags.get("group") for name in kept}
+    networks = [name for name in entries.networks if name not in used]
+    all_or_raise(
+        *(partial(driver.destroy, name) for name in doomed),
+        *(partial(driver.remove_network, name) for name in networks),
+    )
+    for name in entries.machines:
+        if name not in kept:
+            ledger.cross_out(Kind.MACHINE, name)
+    for name in networks:
+        ledger.cross_out(Kind.NETWORK, name)
+    if not kept:
+        ledger.remove()
+    return Reaped(owner, tuple(name for name in doomed if name in infos), kept)
+
+
+def _is_of(owner: Owner, info: MachineInfo | None) -> bool:
+    # One that is half-made shows neither image nor tags; of one that is not listed, files may be left.
+    return info is None or not info.image or owner.tags.items() <= info.tags.items()
+
+
+def driver_of(owner: Owner) -> Driver:
+    """The driver by which the owner's machines were made."""
+    return load_driver(owner.driver, DriverSettings.from_json(owner.settings))
+
+
+def reap_dead(home: Path) -> list[Reaped]:
+    """Reap all ledgers of a store whose owners are dead, however they died; what is kept stays until due.
+
+    Ledgers of living owners, and those that another process is reaping now, are left alone.
+    """
+    found = []
+    for ledger in Ledger.all(home):
+        lock = ledger.lock()
+        if lock is None:
+            continue
+        try:
+            owner = ledger.owner()
+            if owner is None:
+                ledger.remove()
+            elif not owner.process.alive:
+                found.append(_reaped(ledger, owner))
+        finally:
+            os.close(lock)
+    return found
+
+
+def _reaped(ledger: Ledger, owner: Owner) -> Reaped:
+    try:
+        driver = driver_of(owner)
+        try:
+            return reap(ledger, driver, owner)
+        finally:
+            driver.close()
+    except VmfestError as error:
+        return Reaped(owner, (), {}, str(error))

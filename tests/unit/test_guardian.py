@@ -1,0 +1,298 @@
+"""Guardians and reapers: what an owner leaves is removed, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import pytest_vmfest
+from pytest_vmfest import Server
+from pytest_vmfest.errors import DestroyError, MachineNotFoundError, StoreError
+from pytest_vmfest.ledger import Kind, Ledger, Owner
+from pytest_vmfest.processes import Process
+from pytest_vmfest.reaper import reap, reap_dead
+from pytest_vmfest.specs import ImageModel
+from pytest_vmfest.waiting import Deadline, wait_for
+
+# Makes what it is told to, on QEMU's driver, which needs no machine to run for that; then waits to be killed.
+OWNER = """
+import json, sys, time
+from pathlib import Path
+from pytest_vmfest import Server
+from pytest_vmfest.processes import Process
+from pytest_vmfest.specs import ImageModel
+
+home, disk, parent, names = json.loads(sys.argv[1])
+server = Server("qemu", home=home, accel="tcg")
+server.own({"run": "r1"}, parent=parent and Process.of(parent))
+for name in names:
+    server.instance(name, ImageModel(name="empty", disk=Path(disk), format="raw"))
+server.driver.create_network("lan")
+print("made", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A disk that nobody boots."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(1 << 20))
+    return ImageModel(name="empty", disk=disk, format="raw")
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A store; nothing may be left in it, and no process that works for it."""
+    home = tmp_path / "home"
+    yield home
+    for process in guardians(home):
+        process.kill()
+    with Server("qemu", home=home) as server:
+        for machine in server.machines():
+            machine.destroy()
+        server.driver.remove_network("lan")
+
+
+@pytest.fixture
+def owner(home, image):
+    """Starts processes that own machines."""
+    started = []
+
+    def start(*names, parent=None):
+        word = json.dumps([str(home), str(image.disk), parent, names])
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, word],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(pytest_vmfest.__file__).parents[1])},
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"made\n"
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+def guardians(home: Path) -> list[psutil.Process]:
+    """The guardians of a store."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and any(
+                f"vmfest-guardian of {home}" in word for word in process.cmdline()
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_guardian(home: Path) -> None:
+    """Kill the guardian of a store and wait until it is gone."""
+    (guardian,) = guardians(home)
+    assert Process.of(guardian.pid).kill(10)
+
+
+def things(home: Path) -> list[str]:
+    """What is left in a store of machines, networks and ledgers."""
+    return [str(path) for place in ("machines", "networks", "runs") for path in (home / place).glob("*")]
+
+
+def nothing_is_left(home: Path) -> None:
+    """Wait until there is neither file nor process."""
+    what = "everything to be gone"
+    wait_for(lambda: not things(home) and not guardians(home), Deadline(10), what=what)
+
+
+def test_what_a_killed_owner_made_is_removed(owner, home):
+    """Machines, networks and the ledger itself; then the guardian ends."""
+    process = owner("a", "b")
+    assert len(things(home)) == 5  # two machines, a network, a ledger and its guardian's log
+    assert len(guardians(home)) == 1
+    process.kill()
+    nothing_is_left(home)
+
+
+def test_the_guardian_is_not_hit_by_what_ends_pytest(owner, home):
+    """It has a session of its own, does not name pytest, and lives on when it is asked to end."""
+    process = owner("a")
+    (guardian,) = guardians(home)
+    words = [word for word in guardian.cmdline() if str(home) not in word]
+    assert "pytest" not in " ".join(words)
+    assert os.getsid(guardian.pid) == guardian.pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        guardian.send_signal(number)
+    process.kill()
+    nothing_is_left(home)
+
+
+def test_an_owner_whose_parent_has_ended_is_ended_too(owner, home):
+    """As an xdist worker, when its controller was killed."""
+    with subprocess.Popen(["sleep", "1000"]) as parent:
+        process = owner("a", parent=parent.pid)
+        parent.kill()
+    assert process.wait(10) == -signal.SIGTERM
+    nothing_is_left(home)
+
+
+def test_a_killed_guardian_is_replaced(home, image):
+    """Before the next machine is made, another one watches, and the user is told."""
+    told = []
+    with Server("qemu", home=home, accel="tcg", progress=told.append) as server:
+        server.own({"run": "r1"})
+        server.instance("a", image)
+        kill_guardian(home)
+        server.instance("b", image)
+        assert len(guardians(home)) == 1
+        assert "it was killed" in told[-1].text
+    nothing_is_left(home)
+
+
+def test_when_both_are_killed_the_next_run_removes_it(owner, home, image):
+    """Also after a power cut: what a dead owner has left is removed before anything is made, and told."""
+    process = owner("a", "b")
+    kill_guardian(home)
+    process.kill()
+    process.wait()
+    told = []
+    with Server("qemu", home=home, accel="tcg", progress=told.append) as server:
+        server.own({"run": "r2"})
+        server.instance("c", image)
+        assert [machine.name for machine in server.machines()] == ["c"]
+        assert [step.text for step in told] == ["a, b had been left by another run: removed"]
+    nothing_is_left(home)
+
+
+def test_a_living_run_is_left_alone(owner, home):
+    """Neither with its guardian nor without is anything of it removed."""
+    owner("a")
+    assert reap_dead(home) == []
+    kill_guardian(home)
+    assert reap_dead(home) == []
+    with Server("qemu", home=home) as server:
+        assert [machine.name for machine in server.machines()] == ["a"]
+
+
+def dead_owner(home: Path, **changes: object) -> Owner:
+    """An owner that is no more."""
+    process = Process(pid=1, start_ticks=0, boot="another")
+    settings = Server("qemu", home=home).driver.settings.as_json()
+    said = {"driver": "qemu", "settings": settings, "tags": {"run": "r1"}, "process": process}
+    return Owner(**{**said, **changes})
+
+
+def test_somebody_elses_machine_of_the_same_name_is_spared(home, image):
+    """A ledger names it, as its owner tried to make one of that name; but it is another's."""
+    ledger = Ledger.begin(home, dead_owner(home))
+    ledger.add(Kind.MACHINE, "mine")
+    with Server("qemu", home=home) as server:
+        server.instance("mine", image)
+        assert [reaped.removed for reaped in reap_dead(home)] == [()]
+        assert server.find("mine").name == "mine"
+    assert Ledger.all(home) == []
+
+
+def test_what_is_half_made_is_removed(home):
+    """A folder without a record, as a kill in the middle of creation leaves it."""
+    ledger = Ledger.begin(home, dead_owner(home))
+    ledger.add(Kind.MACHINE, "half")
+    (home / "machines" / "half").mkdir(parents=True)
+    assert [reaped.removed for reaped in reap_dead(home)] == [("half",)]
+    assert things(home) == []
+
+
+def test_a_kept_machine_lives_until_it_is_due(home, image):
+    """Its run has ended; it stays, and is removed when its time is over."""
+    with Server("qemu", home=home, accel="tcg") as server:
+        server.own({"run": "r1"})
+        server.instance("kept", image)
+        server.instance("other", image)
+        server.keep("kept", 1000)
+    assert guardians(home) == []
+    server = Server("qemu", home=home)
+    assert [machine.name for machine in server.machines()] == ["kept"]
+    (reaped,) = reap_dead_as_later(home)
+    assert reaped.removed == ()
+    assert reaped.kept["kept"] == pytest.approx(time.time() + 1000, abs=60)
+    (ledger,) = Ledger.all(home)
+    ledger.keep("kept", time.time() - 1)
+    (reaped,) = reap_dead_as_later(home)
+    assert reaped.removed == ("kept",)
+    assert things(home) == []
+
+
+def reap_dead_as_later(home: Path):
+    """What the next run does: this process, which was the owner, has ended by then."""
+    for ledger in Ledger.all(home):
+        text = ledger.path.read_text()
+        ledger.path.write_text(text.replace(Process.of(os.getpid()).boot, "another"))
+    return reap_dead(home)
+
+
+def test_a_released_machine_stays(home, image):
+    """It is nobody's any more: no ledger names it."""
+    with Server("qemu", home=home, accel="tcg") as server:
+        server.own({"run": "r1"})
+        server.instance("free", image)
+        server.release("free")
+    assert Ledger.all(home) == []
+    assert Server("qemu", home=home).find("free").state
+
+
+def test_what_cannot_be_removed_is_told_and_not_forgotten(home, image, monkeypatch):
+    """The ledger stays for another try."""
+    owner = dead_owner(home)
+    ledger = Ledger.begin(home, owner)
+    ledger.add(Kind.MACHINE, "stays")
+    server = Server("qemu", home=home)
+    server.instance("stays", image, tags=owner.tags)
+
+    def refuse(name):
+        raise DestroyError(f"{name} cannot be removed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.driver, "destroy", refuse)
+        with pytest.raises(DestroyError, match="stays cannot be removed"):
+            reap(ledger, server.driver, owner)
+    assert list(ledger.entries().machines) == ["stays"]
+    assert reap_dead(home)[0].removed == ("stays",)
+    with pytest.raises(MachineNotFoundError):
+        server.find("stays")
+
+
+def test_a_ledger_of_an_unusable_driver_is_told(home):
+    """The error tells why; the ledger stays."""
+    ledger = Ledger.begin(home, dead_owner(home, driver="no-such-driver"))
+    ledger.add(Kind.MACHINE, "a")
+    (reaped,) = reap_dead(home)
+    assert "no-such-driver" in reaped.error
+    assert Ledger.all(home)
+
+
+def test_an_empty_ledger_is_removed(home):
+    """Its owner died before it wrote anything, so nothing was made."""
+    ledger = Ledger.begin(home, dead_owner(home))
+    ledger.path.write_text("")
+    assert reap_dead(home) == []
+    assert Ledger.all(home) == []
+
+
+def test_without_a_guardian_nothing_is_made(home, image, monkeypatch):
+    """The error says why it does not start; no machine is there."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with Server("qemu", home=home, accel="tcg") as server:
+        server.own({"run": "r1"})
+        with pytest.raises(StoreError, match="no machine is made, as its guardian does not start"):
+            server.instance("a", image)
+        assert server.machines() == []
+    assert things(home) == []

@@ -1,0 +1,124 @@
+"""Ledgers: what is written down survives, torn lines do not matter, and locks tell who lives."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pytest_vmfest.errors import StoreError
+from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
+from pytest_vmfest.processes import Process
+
+OWNER = Owner(
+    driver="qemu",
+    settings={"home": "/store", "qemu": None},
+    tags={"run": "r1", "worker": "gw0"},
+    process=Process.of(os.getpid()),
+    parent=Process.of(os.getppid()),
+)
+
+
+@pytest.fixture(params=["file", "memory"])
+def ledger(request, tmp_path):
+    """A ledger of each kind."""
+    return Ledger.begin(tmp_path, OWNER) if request.param == "file" else MemoryLedger(OWNER)
+
+
+def test_what_is_added_is_there_until_it_is_crossed_out(ledger):
+    """Machines and networks by name, in their order; crossing out what is not there is fine."""
+    assert not ledger.entries()
+    ledger.add(Kind.MACHINE, "b")
+    ledger.add(Kind.MACHINE, "a")
+    ledger.add(Kind.NETWORK, "a")
+    ledger.cross_out(Kind.MACHINE, "b")
+    ledger.cross_out(Kind.MACHINE, "never there")
+    entries = ledger.entries()
+    assert (list(entries.machines), list(entries.networks)) == (["a"], ["a"])
+    ledger.cross_out(Kind.NETWORK, "a")
+    ledger.cross_out(Kind.MACHINE, "a")
+    assert not ledger.entries()
+
+
+def test_machines_are_kept_until_a_time(ledger):
+    """Only those that are there can be kept; when they go, that goes too."""
+    ledger.add(Kind.MACHINE, "a")
+    ledger.keep("a", 12.5)
+    ledger.keep("b", 12.5)
+    assert ledger.entries().kept == {"a": 12.5}
+    ledger.cross_out(Kind.MACHINE, "a")
+    ledger.add(Kind.MACHINE, "a")
+    assert ledger.entries().kept == {}
+
+
+def test_its_owner_is_read_back(ledger):
+    """All of it, from whatever object stands for the same file."""
+    assert ledger.owner() == OWNER
+
+
+def test_it_is_private_and_found_again(tmp_path):
+    """The name tells the run; nobody else may read it; removed, it is not there any more."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    assert ledger.path.name.startswith("r1-gw0-qemu-")
+    assert ledger.path.stat().st_mode & 0o777 == 0o600
+    assert ledger.path.parent.stat().st_mode & 0o777 == 0o700
+    assert [found.path for found in Ledger.all(tmp_path)] == [ledger.path]
+    ledger.remove()
+    ledger.remove()
+    assert Ledger.all(tmp_path) == []
+    assert ledger.owner() is None
+    assert not ledger.entries()
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+    """After a power cut, whole lines count, and new ones can follow."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    ledger.add(Kind.MACHINE, "a")
+    with ledger.path.open("a") as file:
+        file.write('\n{"gone": "machine", "na')
+    assert list(ledger.entries().machines) == ["a"]
+    ledger.add(Kind.MACHINE, "b")
+    assert list(ledger.entries().machines) == ["a", "b"]
+    assert ledger.owner() == OWNER
+
+
+@pytest.mark.parametrize("text", ["", '{"driver": "qe', '{"another": "file"}\n', "[1]\n", "\x00\x00"])
+def test_without_its_first_line_it_has_no_owner(tmp_path, text):
+    """Nothing can have been made then."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    ledger.path.write_text(text)
+    assert ledger.owner() is None
+    assert not ledger.entries()
+
+
+def test_one_at_a_time_has_the_lock(tmp_path):
+    """Another process cannot take it, until its holder has ended; one that is removed cannot be locked."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    code = (
+        "import pathlib, sys; from pytest_vmfest.ledger import Ledger;"
+        f"print(Ledger(pathlib.Path({str(ledger.path)!r})).lock(), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() != "None\n"
+        assert ledger.lock() is None
+        other.kill()
+    lock = ledger.lock()
+    assert lock is not None
+    os.close(lock)
+    ledger.remove()
+    assert ledger.lock() is None
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    """Nothing that is not written down may be made, so the error is raised."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match="No space left"):
+        ledger.add(Kind.MACHINE, "a")
