@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import MachineState
+from pytest_vmfest.errors import VmfestError
 from pytest_vmfest.waiting import all_within
 
 if TYPE_CHECKING:
@@ -56,20 +57,30 @@ def look_at(nodes: Sequence[tuple[Node, int]], *, state: str = "") -> list[Look]
     is about to go.
     """
     looks = [_known(node, began) for node, began in nodes]
-    parts = {"its console": _console} if state else {"its console": _console, "its state": _state}
-    tasks = [
-        (look, what, partial(part, node, look))
-        for (node, _), look in zip(nodes, looks, strict=True)
-        for what, part in parts.items()
-    ]
+    parts = {"console": _console} if state else {"console": _console, "state": _state}
     if state:
         for look in looks:
             look.state = state
-    ends = all_within(LOOK_S, *(act for _, _, act in tasks))
-    for (look, what, _), end in zip(tasks, ends, strict=True):
+    asking = [""] * len(nodes)
+
+    def find_out(number: int) -> None:
+        # One after the other, as a driver is to be asked about a machine.
+        for what, part in parts.items():
+            asking[number] = what
+            try:
+                part(nodes[number][0], looks[number])
+            except (VmfestError, OSError) as error:
+                looks[number].trouble.append(_untold(what, str(error)))
+
+    ends = all_within(LOOK_S, *(partial(find_out, number) for number in range(len(nodes))))
+    for look, what, end in zip(looks, asking, ends, strict=True):
         if end:
-            look.trouble.append(f"{what} cannot be told: {end.partition(chr(10))[0]}")
+            look.trouble.append(_untold(what, end))
     return looks
+
+
+def _untold(what: str, why: str) -> str:
+    return f"its {what} cannot be told: {why.partition(chr(10))[0]}"
 
 
 def console_lengths(nodes: Iterable[Node]) -> dict[str, int]:
