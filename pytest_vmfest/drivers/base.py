@@ -284,7 +284,10 @@ class Driver(ABC):
 
     @abstractmethod
     def console(self, name: str) -> str:
-        """All that the guest wrote to its first serial port since the machine was created."""
+        """All that the guest wrote to its first serial port since the machine was created.
+
+        That can be asked at any time, by any thread.
+        """
 
     @abstractmethod
     def screenshot(self, name: str, path: Path) -> None:

@@ -7,7 +7,15 @@ import pytest
 def _own_store(tmp_path, monkeypatch):
     """Keep the user's store and settings out of these tests."""
     monkeypatch.setenv("VMFEST_HOME", str(tmp_path / "vmfest-home"))
-    for name in ("VMFEST_IMAGE", "VMFEST_KEEP", "VMFEST_HARDWARE", "PYTEST_XDIST_WORKER"):
+    for name in (
+        "VMFEST_IMAGE",
+        "VMFEST_KEEP",
+        "VMFEST_HARDWARE",
+        "VMFEST_ARTIFACTS",
+        "VMFEST_CONSOLE_WATCH",
+        "VMFEST_BOOT_RETRIES",
+        "PYTEST_XDIST_WORKER",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
