@@ -11,7 +11,7 @@ from pytest_vmfest.fixtures import run_of
 from pytest_vmfest.markers import image_id, marked_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from pytest_vmfest.request import VmRequest
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.specs import ImageModel
 
 Scope = Literal["function", "class", "module", "package", "session"]
+_GROUPED = "vmfest_scope"
 _SCOPES = ("function", "class", "module", "package", "session")
 
 
@@ -28,6 +29,7 @@ def instance_fixture(
     *,
     reset: bool = False,
     shared: bool = False,
+    xdist_group: bool = True,
     name: str | None = None,
     **arguments: Any,
 ) -> Any:
@@ -42,9 +44,12 @@ def instance_fixture(
     `ConfigurationError` for a wrong argument.
 
     With ``shared``, all xdist workers of a run use the same machine: the first that needs it makes it, and it
-    is destroyed when the last has ended. It cannot be combined with ``reset``.
+    is destroyed when the last has ended. It cannot be combined with ``reset``. Otherwise, where xdist runs
+    with ``--dist loadgroup``, the tests that use it go to one worker, so that there is one machine; with
+    ``xdist_group=False`` each worker that has some of them makes its own.
     """
-    return _fixture("instance_fixture", scope, reset, shared, name, arguments, lambda run: run.node)
+    grouped = xdist_group and not shared
+    return _fixture("instance_fixture", scope, reset, shared, grouped, name, arguments, lambda run: run.node)
 
 
 def group_fixture(
@@ -52,6 +57,7 @@ def group_fixture(
     *,
     reset: bool = False,
     shared: bool = False,
+    xdist_group: bool = True,
     name: str | None = None,
     **arguments: Any,
 ) -> Any:
@@ -61,7 +67,27 @@ def group_fixture(
 
     Arguments as for `instance_fixture`; ``nodes`` is required here or in a marker around the scope.
     """
-    return _fixture("group_fixture", scope, reset, shared, name, arguments, lambda run: run.group)
+    grouped = xdist_group and not shared
+    return _fixture("group_fixture", scope, reset, shared, grouped, name, arguments, lambda run: run.group)
+
+
+def machine_group(item: pytest.Item) -> str:
+    """What the tests have in common that use the same machines of a wider scope as ``item``; else empty.
+
+    That is the first such fixture of the test with the place for which it is made.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    for name, definitions in (info.name2fixturedefs if info else {}).items():
+        scope = getattr(definitions[-1].func, _GROUPED, None)
+        if scope is not None:
+            places = {
+                "class": item.nodeid.rpartition("::")[0],
+                "module": item.nodeid.partition("::")[0],
+                "package": item.nodeid.partition("::")[0].rpartition("/")[0],
+                "session": "",
+            }
+            return f"{name} {places[scope]}".strip()
+    return ""
 
 
 def _fixture(
@@ -69,6 +95,7 @@ def _fixture(
     scope: Scope,
     reset: bool,
     shared: bool,
+    grouped: bool,
     name: str | None,
     arguments: dict[str, Any],
     holder: Callable[[Run], Callable[..., AbstractContextManager[Any]]],
@@ -109,20 +136,24 @@ def _fixture(
         with holder(run)(vm, model, fixture=fixture, scope=scope_node, reset=pristine, shared=shared) as held:
             yield held
 
+    def fixture(function: Callable[..., Any], params: Sequence[Any] | None) -> Any:
+        if grouped and scope != "function":
+            setattr(function, _GROUPED, scope)
+        return pytest.fixture(scope=scope, params=params, ids=image_id, name=name)(function)
+
     if said.images:
 
         def on_own_image(request: pytest.FixtureRequest, vm_server: Server) -> Iterator[Any]:
             """Virtual machines made by a factory of pytest-vmfest."""
             yield from machines(request, None)
 
-        several = said.images if len(said.images) > 1 else None
-        return pytest.fixture(scope=scope, params=several, ids=image_id, name=name)(on_own_image)
+        return fixture(on_own_image, said.images if len(said.images) > 1 else None)
 
     def on_default_image(request: pytest.FixtureRequest, _vm_default_image: Any) -> Iterator[Any]:
         """Virtual machines made by a factory of pytest-vmfest."""
         yield from machines(request, _vm_default_image)
 
-    return pytest.fixture(scope=scope, name=name)(on_default_image)
+    return fixture(on_default_image, None)
 
 
 def _one_image(request: pytest.FixtureRequest, vm: VmRequest, default_image: Any) -> Any:

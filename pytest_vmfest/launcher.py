@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, clean_up_after
+from pytest_vmfest.ledger import Kind
 from pytest_vmfest.progress import silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.startup import GivenUpError, Startup
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.startup import FailedBoot, Plan
+
+# Others give memory back when their tests are through, which may take long.
+_ROOM_PATIENCE_S = 1800.0
 
 
 class Launcher:
@@ -51,9 +55,25 @@ class Launcher:
     def launch(self, plans: Sequence[Plan]) -> list[Node]:
         """Start all, in parallel; when one fails, the others are given up and nothing is left.
 
-        Raises `StartError` for a single node, `GroupStartError` with every failure for several.
+        Waits until there is memory for all. Raises `StartError` for a single node, `GroupStartError` with
+        every failure for several.
         """
         _check_memory(plans)
+        owner = self._driver.owner
+        if owner is None:
+            return self._launch(plans)
+        sizes = {plan.spec.name: plan.spec.hardware.memory_mib for plan in plans}
+        owner.make_room(sizes, _ROOM_PATIENCE_S)
+        try:
+            return self._launch(plans)
+        except BaseException:
+            with held_back():
+                made = {info.name for info in self._driver.machines()}
+                for name in sizes.keys() - made:
+                    owner.is_gone(Kind.MACHINE, name)
+            raise
+
+    def _launch(self, plans: Sequence[Plan]) -> list[Node]:
         startups = [
             Tries(partial(self._startup, plan), retries=self._boot_retries, news=self._news) for plan in plans
         ]

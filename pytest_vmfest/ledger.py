@@ -15,9 +15,10 @@ import fcntl
 import json
 import os
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.folders import make_private, writing_to
@@ -25,7 +26,6 @@ from pytest_vmfest.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _FOLDER = "runs"
 _ENDING = ".ledger"
@@ -56,9 +56,12 @@ class Owner:
 
 @dataclass
 class Entries:
-    """What is still owned. ``kept`` are those of ``machines`` that may stay until a time since the epoch."""
+    """What is still owned; of ``machines`` their memory in MiB.
 
-    machines: dict[str, None] = field(default_factory=dict)
+    ``kept`` are those machines that may stay until a time since the epoch.
+    """
+
+    machines: dict[str, int] = field(default_factory=dict)
     networks: dict[str, None] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
 
@@ -121,9 +124,9 @@ class Ledger:
 
     # --- what its owner writes ---------------------------------------------------------------------
 
-    def add(self, kind: Kind, name: str) -> None:
+    def add(self, kind: Kind, name: str, memory_mib: int = 0) -> None:
         """Write down what is about to be made. When this returns, a power cut does not lose it."""
-        self._append({"add": kind.value, "name": name})
+        self._append({"add": kind.value, "name": name, "memory_mib": memory_mib})
 
     def cross_out(self, kind: Kind, name: str) -> None:
         """Write down that it is gone."""
@@ -156,6 +159,17 @@ class Ledger:
             finally:
                 os.close(handle)
 
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """While nobody else makes room for machines in this store."""
+        from filelock import FileLock
+
+        path = self.path.parents[1] / "locks" / "room.lock"
+        with writing_to(path):
+            make_private(path.parent)
+        with FileLock(path):
+            yield
+
     # --- what is read ------------------------------------------------------------------------------
 
     def owner(self) -> Owner | None:
@@ -176,7 +190,7 @@ class Ledger:
         for event in self._lines():
             name = event.get("name", "")
             if event.get("add") == Kind.MACHINE.value:
-                found.machines[name] = None
+                found.machines[name] = event.get("memory_mib", 0)
             elif event.get("add") == Kind.NETWORK.value:
                 found.networks[name] = None
             elif event.get("gone") == Kind.MACHINE.value:
@@ -231,11 +245,17 @@ class MemoryLedger(Ledger):
 
     def __init__(self, owner: Owner) -> None:
         """An empty one."""
+        super().__init__(Path("memory"))
         self._events: list[dict[str, Any]] = [asdict(owner)]
 
     def remove(self) -> None:
         """Forget everything."""
         self._events.clear()
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """There is nobody else."""
+        yield
 
     def _append(self, event: dict[str, Any], flags: int = 0) -> None:
         self._events.append(event)

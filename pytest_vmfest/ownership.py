@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import guardian
-from pytest_vmfest.errors import StoreError
+from pytest_vmfest.errors import ConfigurationError, StoreError, WaitTimeoutError
 from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
+from pytest_vmfest.memory import limit_mib
 from pytest_vmfest.processes import Process
 from pytest_vmfest.progress import Step
 from pytest_vmfest.reaper import driver_of, reap, reap_dead
+from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.progress import Progress
+
+_ROOM_POLL_S = 0.3
 
 
 class Ownership:
@@ -45,10 +49,48 @@ class Ownership:
         self._ledger: Ledger | None = None
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
-    def will_make(self, kind: Kind, name: str) -> None:
+    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
+        """Reserve memory, in MiB, for machines by name; wait for it while other runs' machines have it.
+
+        Either for all of them or for none. Raises `ConfigurationError` where it can never be enough, and
+        `WaitTimeoutError` when it was not free in time.
+        """
+        wanted, limit = sum(sizes.values()), limit_mib()
+        home, deadline = self._driver.settings.home, Deadline(patience_s)
+        with self._lock:
+            ours = self._guarded()
+        told = False
+        while True:
+            with self._lock, ours.room():
+                used = _memory_mib(ours)
+                others = sum(_memory_mib(ledger) for ledger in Ledger.all(home) if ledger.path != ours.path)
+                if used + others + wanted <= limit:
+                    for name, memory_mib in sizes.items():
+                        ours.add(Kind.MACHINE, name, memory_mib)
+                    return
+            what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
+            full = f"{what} of memory; {used + others} MiB of {limit} MiB are in use by machines"
+            if used + wanted > limit:
+                raise ConfigurationError(
+                    f"no room for {full}, {used} MiB of them this process's own",
+                    hint="ask for fewer nodes, a smaller hardware model, or fewer fixtures of a wide scope",
+                )
+            if deadline.expired:
+                raise WaitTimeoutError(
+                    f"no room for {full}, for {patience_s:g} s",
+                    hint="use fewer workers (-n), or smaller machines",
+                )
+            if not told:
+                self._progress(Step("memory", f"waiting for {full}"))
+                told = True
+            time.sleep(_ROOM_POLL_S)
+
+    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> None:
         """Write down what is about to be made, once a guardian watches. Raises `StoreError`."""
         with self._lock:
-            self._guarded().add(kind, name)
+            ledger = self._guarded()
+            if kind is not Kind.MACHINE or name not in ledger.entries().machines:
+                ledger.add(kind, name, memory_mib)
 
     def is_gone(self, kind: Kind, name: str) -> None:
         """Write down that it was removed."""
@@ -114,6 +156,10 @@ class Ownership:
                 self._progress(Step("leftovers", f"{names} had been left by another run: removed"))
             if reaped.error:
                 self._progress(Step("leftovers", reaped.error))
+
+
+def _memory_mib(ledger: Ledger) -> int:
+    return sum(ledger.entries().machines.values())
 
 
 class SharedOwnership(Ownership):

@@ -19,6 +19,7 @@ from pytest_vmfest.errors import (
     StoreError,
     VmfestError,
 )
+from pytest_vmfest.factories import machine_group
 from pytest_vmfest.fixtures import (
     ARTIFACTS,
     RUN,
@@ -282,6 +283,31 @@ def _end_artifacts(config: pytest.Config) -> None:
         from pytest_vmfest.artifacts import end_run
 
         end_run(folder)
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """For ``-n auto``: no more workers than machines of the configured size have room at once."""
+    found = yield
+    from pytest_vmfest.memory import limit_mib
+    from pytest_vmfest.specs import hardware_model
+
+    try:
+        settings = load_settings(command_line=config.getoption, ini=config.getini)
+    except ConfigurationError:
+        return found  # it will be told when the session begins
+    return max(1, min(found, limit_mib() // hardware_model(settings.hardware or "micro").memory_mib))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For xdist's ``--dist loadgroup``: tests that use one machine of a wider scope go to the same worker."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = machine_group(item)
+        if group and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(optionalhook=True)

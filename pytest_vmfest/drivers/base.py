@@ -124,7 +124,10 @@ class Owner(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What each machine is to bear."""
 
-    def will_make(self, kind: Kind, name: str) -> None:
+    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
+        """Machines with so many MiB of memory are about to be made."""
+
+    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> None:
         """It is about to be made."""
 
     def is_gone(self, kind: Kind, name: str) -> None:
@@ -199,7 +202,7 @@ class Driver(ABC):
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         if self.owner:
-            self.owner.will_make(Kind.MACHINE, spec.name)
+            self.owner.will_make(Kind.MACHINE, spec.name, spec.hardware.memory_mib)
             spec = replace(spec, tags={**spec.tags, **self.owner.tags})
         self._create(spec)
 

@@ -6,16 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 import pytest_vmfest
-from pytest_vmfest import Server
-from pytest_vmfest.errors import DestroyError, MachineNotFoundError, StoreError
+from pytest_vmfest import Server, ownership
+from pytest_vmfest.errors import (
+    ConfigurationError,
+    DestroyError,
+    MachineNotFoundError,
+    StartError,
+    StoreError,
+    WaitTimeoutError,
+)
 from pytest_vmfest.ledger import Kind, Ledger, Owner
 from pytest_vmfest.processes import Process
+from pytest_vmfest.progress import Step
 from pytest_vmfest.reaper import reap, reap_dead
 from pytest_vmfest.specs import ImageModel
 from pytest_vmfest.waiting import Deadline, wait_for
@@ -26,6 +35,7 @@ import json, sys, time
 from pathlib import Path
 from pytest_vmfest import Server
 from pytest_vmfest.processes import Process
+from pytest_vmfest.progress import Step
 from pytest_vmfest.specs import ImageModel
 
 home, disk, parent, names = json.loads(sys.argv[1])
@@ -296,3 +306,62 @@ def test_without_a_guardian_nothing_is_made(home, image, monkeypatch):
             server.instance("a", image)
         assert server.machines() == []
     assert things(home) == []
+
+
+# --- room ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """A host on which machines may have 1000 MiB."""
+    monkeypatch.setattr(ownership, "limit_mib", lambda: 1000)
+
+
+def owning(home: Path, told: list[Step] | None = None) -> Server:
+    """A server whose machines are this process's own."""
+    server = Server("qemu", home=home, accel="tcg", progress=(told if told is not None else []).append)
+    server.own({"run": "r1"})
+    return server
+
+
+def test_machines_wait_for_memory(home, room):
+    """Who wants more than is free waits, and says so, until others have given theirs back."""
+    told = []
+    with owning(home) as one, owning(home, told) as other:
+        one.driver.owner.make_room({"a": 600}, 0)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(other.driver.owner.make_room, {"b": 300, "c": 300}, 60)
+            wait_for(lambda: told, Deadline(10), what="the line")
+            assert not waiting.done()
+            one.driver.owner.is_gone(Kind.MACHINE, "a")
+            waiting.result(10)
+    assert [step.text for step in told] == [
+        "waiting for 2 machines with 600 MiB of memory; 600 MiB of 1000 MiB are in use by machines"
+    ]
+    nothing_is_left(home)
+
+
+def test_all_of_a_group_or_none(home, room):
+    """A group that does not fit reserves nothing, so that two groups cannot block each other half-made."""
+    with owning(home) as one, owning(home) as other:
+        one.driver.owner.make_room({"a": 600}, 0)
+        with pytest.raises(WaitTimeoutError, match="no room for 2 machines with 600 MiB"):
+            other.driver.owner.make_room({"b": 300, "c": 300}, 0)
+        other.driver.owner.make_room({"d": 400}, 0)
+
+
+def test_what_can_never_fit_is_refused_at_once(home, room):
+    """One who waits for what only he himself could give back would wait for ever."""
+    with owning(home) as server:
+        server.driver.owner.make_room({"a": 600}, 0)
+        with pytest.raises(ConfigurationError, match="600 MiB of them this process's own"):
+            server.driver.owner.make_room({"b": 600}, 1000)
+
+
+def test_a_start_that_fails_gives_its_room_back(home, room, image):
+    """Of machines that were not even made, nothing is reserved any more."""
+    with owning(home) as server:
+        broken = ImageModel(name="broken", disk=image.disk.with_name("gone"), format="raw")
+        with pytest.raises(StartError):
+            server.launch(image=broken)
+        server.driver.owner.make_room({"a": 1000}, 0)
