@@ -64,13 +64,14 @@ class Ownership:
             with self._lock, ours.room():
                 used = _memory_mib(ours)
                 others = sum(_memory_mib(ledger) for ledger in Ledger.all(home) if ledger.path != ours.path)
-                if used + others + wanted <= limit:
+                # One that is alone may take all of the host's memory.
+                if used + others + wanted <= limit or not used + others:
                     for name, memory_mib in sizes.items():
                         ours.add(Kind.MACHINE, name, memory_mib)
                     return
             what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
             full = f"{what} of memory; {used + others} MiB of {limit} MiB are in use by machines"
-            if used + wanted > limit:
+            if used and used + wanted > limit:
                 raise ConfigurationError(
                     f"no room for {full}, {used} MiB of them this process's own",
                     hint="ask for fewer nodes, a smaller hardware model, or fewer fixtures of a wide scope",

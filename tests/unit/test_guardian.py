@@ -358,6 +358,14 @@ def test_what_can_never_fit_is_refused_at_once(home, room):
             server.driver.owner.make_room({"b": 600}, 1000)
 
 
+def test_one_that_is_alone_may_take_all(home, room):
+    """It is for the host to say no to it; the next one waits."""
+    with owning(home) as one, owning(home) as other:
+        one.driver.owner.make_room({"a": 2000}, 0)
+        with pytest.raises(WaitTimeoutError):
+            other.driver.owner.make_room({"b": 10}, 0)
+
+
 def test_a_start_that_fails_gives_its_room_back(home, room, image):
     """Of machines that were not even made, nothing is reserved any more."""
     with owning(home) as server:
