@@ -31,6 +31,7 @@ def server(vm_server, own_home):
             machine.destroy()
 
 
+@pytest.mark.any_driver
 def test_a_kept_machine_lives_and_can_be_entered(pytester, server, scanned):
     """It runs on when its run has ended; how to get in and how long is told; destroyed, nothing is left."""
     pytester.makepyfile(FAILING)
@@ -49,6 +50,7 @@ def test_a_kept_machine_lives_and_can_be_entered(pytester, server, scanned):
     scanned.nothing_is_left()
 
 
+@pytest.mark.any_driver
 def test_its_time_comes(pytester, server, scanned):
     """When its time is over, the next one to look removes it."""
     pytester.makepyfile(FAILING)

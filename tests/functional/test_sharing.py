@@ -59,6 +59,7 @@ def test_all_workers_use_the_same_machines(pytester, scanned):
     scanned.nothing_is_left(within_s=GONE_S)
 
 
+@pytest.mark.any_driver
 def test_the_maker_dies(pytester, scanned):
     """The machines stay for the others, and are gone when the run is over."""
     pytester.makepyfile(
@@ -94,6 +95,7 @@ def test_the_maker_dies(pytester, scanned):
     scanned.nothing_is_left(within_s=GONE_S)
 
 
+@pytest.mark.any_driver
 def test_a_start_that_fails_is_not_tried_by_everybody(pytester, scanned):
     """The other workers are told what the first has found out."""
     pytester.makepyfile(

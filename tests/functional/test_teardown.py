@@ -28,6 +28,13 @@ TWO_ENDLESS = """
 """
 # Usually it takes less than five seconds; a machine that emulates VirtualBox's is slow.
 GONE_S = 60
+BOTH_SIGNALS = pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.any_driver),
+    ],
+)
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def begin():
             run.communicate(timeout=180)
 
 
-@pytest.mark.parametrize("victim", ["pytest", "group"])
+@pytest.mark.parametrize("victim", ["pytest", pytest.param("group", marks=pytest.mark.any_driver)])
 def test_a_killed_run(pytester, scanned, begin, victim):
     """After kill -9 of pytest, or of its process group, its machine is gone; the next run works."""
     pytester.makepyfile(ENDLESS)
@@ -69,7 +76,7 @@ def test_a_killed_run(pytester, scanned, begin, victim):
     scanned.nothing_is_left()
 
 
-@pytest.mark.parametrize("victim", ["controller", "group"])
+@pytest.mark.parametrize("victim", ["controller", pytest.param("group", marks=pytest.mark.any_driver)])
 def test_a_killed_run_with_workers(pytester, scanned, begin, victim):
     """After kill -9 of xdist's controller, its workers' machines are gone, and so are the workers."""
     pytester.makepyfile(TWO_ENDLESS)
@@ -83,6 +90,7 @@ def test_a_killed_run_with_workers(pytester, scanned, begin, victim):
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
+@pytest.mark.any_driver
 def test_a_killed_worker(pytester, scanned, begin):
     """After kill -9 of a worker, its machine is gone; the other's goes on."""
     pytester.makepyfile(TWO_ENDLESS)
@@ -98,7 +106,7 @@ def test_a_killed_worker(pytester, scanned, begin):
     scanned.nothing_is_left(within_s=GONE_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@BOTH_SIGNALS
 def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, begin, number):
     """Ctrl-C and SIGTERM destroy the machine that a test is using, and pytest tells of the interrupt."""
     pytester.makepyfile(ENDLESS)
@@ -111,7 +119,7 @@ def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, begin, number):
     scanned.nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@BOTH_SIGNALS
 def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, begin, number):
     """The same while machines are still booting."""
     pytester.makepyfile("import pytest\n@pytest.mark.vm(nodes=2)\ndef test_it(vm_group): pass")
@@ -128,7 +136,7 @@ def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, begin, num
     scanned.nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@BOTH_SIGNALS
 def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, begin, number):
     """The same with xdist, whose workers hear of it from their controller."""
     pytester.makepyfile(TWO_ENDLESS)

@@ -24,7 +24,7 @@ _SURFACE = f"{_OURS}/test_public_surface.py"
 SERVICE = Suite("service", (_OURS,), ("-m", "not starts_machines"), plain=True)
 MACHINES = Suite("machines", (_SURFACE, _OURS), (*_DRIVER, "-m", "starts_machines"))
 CONTRACT = Suite("contract", ("tests/contract",), ("-k", "virtualbox"))
-FUNCTIONAL = Suite("functional", ("tests/functional",), _DRIVER)
+FUNCTIONAL = Suite("functional", ("tests/functional",), (*_DRIVER, "-m", "not slow and not any_driver"))
 
 SHARES = ((CONTRACT, MACHINES), (SERVICE, FUNCTIONAL))
 """What two hosts run at the same time; both take about as long."""
