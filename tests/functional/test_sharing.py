@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import pytest
 import scan
 
 from pytest_vmfest.waiting import Deadline, wait_for
@@ -25,12 +24,6 @@ CLUSTER = """
     def notes():
         return pathlib.Path("notes").read_text().splitlines()
 """
-
-
-@pytest.fixture
-def scanned(own_home):
-    """A look at the test's own store."""
-    return scan.Scan(own_home)
 
 
 def notes(pytester) -> list[list[str]]:
