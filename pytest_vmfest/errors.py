@@ -22,7 +22,7 @@
     │   ├── AuthenticationError   the guest refused the login
     │   ├── HostKeyError          the guest is not who it should be
     │   ├── ConnectionLostError
-    │   │   └── MachineGoneError  the machine is off or destroyed, or its kernel panicked
+    │   │   └── MachineGoneError  the machine is off, stands still, or its kernel panicked
     │   └── TransferError         put or get failed
     ├── CommandError              a checked command exited with another status than 0
     ├── CommandTimeoutError       a command did not end in time
@@ -139,7 +139,7 @@ class ConnectionLostError(RemoteError):
 
 
 class MachineGoneError(ConnectionLostError):
-    """The machine under the connection is off or destroyed, or its kernel has panicked."""
+    """The machine under the connection is off, destroyed or stands still, or its kernel has panicked."""
 
 
 class TransferError(RemoteError):

@@ -54,9 +54,15 @@ def begin():
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pytest", *arguments]
-        # A session of its own, so that it can be killed as a group.
-        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
-        return runs[-1]
+        run = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that it can be killed as a group
+        )
+        runs.append(run)
+        return run
 
     yield start
     for run in runs:

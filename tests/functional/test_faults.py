@@ -135,7 +135,8 @@ def test_two_interrupts_in_a_row(pytester, scanned, begin, next_run, first):
         os.kill(run.pid, signal.SIGINT)
     (pytester.path / "go-on").touch()
     output, _ = run.communicate(timeout=ENDED_S)
-    assert run.returncode == pytest.ExitCode.INTERRUPTED, output
+    # One that comes when the session is being finished is too much for pytest, which Python tells then.
+    assert run.returncode in (pytest.ExitCode.INTERRUPTED, -signal.SIGINT), output
     assert "KeyboardInterrupt" in output
     scanned.nothing_is_left()
     next_run()
@@ -170,7 +171,7 @@ def test_interrupts_without_end(pytester, scanned, begin, next_run):
 @pytest.fixture
 def small_disk(own_home, mounted):
     """Puts the store on a file system with little room beside the image."""
-    kept = own_home.with_name("kept")
+    kept = own_home.with_name(f"{own_home.name}-kept")
     own_home.rename(kept)
     own_home.mkdir()
     used_mib = sum(path.stat().st_blocks for path in kept.rglob("*")) * 512 >> 20
@@ -231,7 +232,7 @@ def test_a_disk_that_fills_up_under_a_machine(pytester, small_disk, scanned, beg
     output, _ = run.communicate(timeout=ENDED_S)
     if end == "order":
         assert run.returncode == pytest.ExitCode.TESTS_FAILED, output
-        assert f"no space left for its disk in {small_disk}" in output
+        assert f"stands still: there is no space left for its disk in {small_disk}" in output
         assert "free some space" in output
     scanned.nothing_is_left(within_s=0 if end == "order" else GONE_S)
     (small_disk / "filler").unlink()
@@ -278,7 +279,12 @@ TWO_TESTS = """
 
 def guardians(home: Path) -> list[psutil.Process]:
     """The processes that watch over a store's machines."""
-    return [process for process in scan.processes(home) if "vmfest-guardian" in " ".join(process.cmdline())]
+    found = []
+    for process in scan.processes(home):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "vmfest-guardian" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_guardian(home: Path) -> None:
@@ -324,7 +330,7 @@ def test_a_guest_that_hangs_in_shutdown(node):
     """The deadline of stop holds; the machine can be destroyed all the same."""
     node.check_output("echo ::shutdown:/bin/sleep 1000 >> /etc/inittab; kill -HUP 1")
     deadline = Deadline(AT_ONCE_S)
-    with pytest.raises(WaitTimeoutError, match="still running"):
+    with pytest.raises(WaitTimeoutError, match="did not shut down within 6 s"):
         node.instance.stop(timeout_s=6)
     assert not deadline.expired
     assert node.instance.state is MachineState.RUNNING
