@@ -1,8 +1,8 @@
 """Runs that are ended at random moments by random signals, and how long until nothing was left of each.
 
-``stress.py [ROUNDS] [--workers N] [--seed S]``: each round starts a pytest run of xdist workers on a store that
-only these runs use, and sends SIGINT, SIGTERM or SIGKILL to its controller, to one of its workers, or to the
-whole process group. When something is left after 60 s, that is an error, which ends the benchmark.
+``stress.py [ROUNDS] [--workers N] [--seed S]``: each round starts a pytest run of xdist workers on a store
+that only these runs use, and sends SIGINT, SIGTERM or SIGKILL to its controller, to one of its workers, or to
+the whole process group. When something is left after 60 s, that is an error, which ends the benchmark.
 """
 
 from __future__ import annotations
@@ -166,19 +166,12 @@ def main() -> None:
             machines = len(scan.hypervisors(home))
             seconds = run.await_nothing(run.hit(number, victim, dice))
             took[number.name, victim].append(seconds)
-            print(f"{turn + 1}: {number.name} to {victim} after {moment_s:.1f} s, when {machines} machines ran: "
-                  f"nothing left after {seconds:.1f} s", file=sys.stderr, flush=True)  # fmt: skip
-    rows = [
-        [
-            f"{name} to the {victim}",
-            str(len(values)),
-            f"{statistics.median(values):.1f}",
-            f"{max(values):.1f}",
-        ]
-        for (name, victim), values in sorted(took.items())
-    ]
-    every = [value for values in took.values() for value in values]
-    rows.append(["**all**", str(len(every)), f"{statistics.median(every):.1f}", f"{max(every):.1f}"])
+            told = (
+                f"{turn + 1}: {number.name} to {victim} after {moment_s:.1f} s, {machines} machines running"
+            )
+            print(f"{told}: nothing left after {seconds:.1f} s", file=sys.stderr, flush=True)
+    rows = [_row(f"{name} to the {victim}", values) for (name, victim), values in sorted(took.items())]
+    rows.append(_row("**all**", [value for values in took.values() for value in values]))
     print_table(["signal", "rounds", "median seconds until nothing was left", "worst"], rows)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from paramiko import Channel, Message, SSHException, Transport
 from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_REQUEST
 
+from pytest_vmfest.ssh import clock
 from pytest_vmfest.ssh.background import Call, OutOfTimeError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ KEEPALIVE_S = 15
 FOREVER_S = 10.0**6
 
 LOG_CHANNEL = "pytest_vmfest.paramiko"
+
+clock.steady()
 
 
 class GuestTransport(Transport):

@@ -295,7 +295,7 @@ def kill_guardian(home: Path) -> None:
 
 
 def test_killed_guardians(pytester, scanned, begin, next_run):
-    """One is replaced before the next machine is made; if the run is killed as well, the next one clears up."""
+    """One is replaced when a machine is to be made; if the run is killed as well, the next run clears up."""
     pytester.makepyfile(TWO_TESTS)
     run = begin("-s")
     until((pytester.path / "started").exists, run, "the first test to begin")
