@@ -68,25 +68,18 @@ class Run:
         )  # fmt: skip
 
     def workers(self) -> list[psutil.Process]:
-        """Its workers that run."""
+        """Its workers that run; the controller starts nothing else."""
         with suppress(psutil.Error):
-            return [child for child in self.pytest.children() if "execnet" in " ".join(child.cmdline())]
+            return [child for child in self.pytest.children() if child.status() != psutil.STATUS_ZOMBIE]
         return []
 
-    def hit(self, number: signal.Signals, victim: str, dice: random.Random) -> int | None:
-        """Send a signal; the worker's process id if it is only one that was hit. Ended ones are spared."""
-        workers = self.workers()
-        if victim == "worker" and workers:
-            worker = dice.choice(workers)
-            with suppress(psutil.NoSuchProcess):
-                worker.send_signal(number)
-            return int(worker.pid)
+    def hit(self, number: signal.Signals, victim: str, worker: psutil.Process | None) -> None:
+        """Send a signal to the controller, to a worker or to the group; ended ones are spared."""
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             if victim == "group":
                 os.killpg(self.pytest.pid, number)
             else:
-                self.pytest.send_signal(number)
-        return None
+                (worker or self.pytest).send_signal(number)
 
     def await_nothing(self, worker: int | None) -> float:
         """Seconds until nothing is left of what was hit; of a worker, that is what its own ledger names."""
@@ -164,7 +157,12 @@ def main() -> None:
             moment_s = dice.uniform(0, longest_s)
             time.sleep(moment_s)
             machines = len(scan.hypervisors(home))
-            seconds = run.await_nothing(run.hit(number, victim, dice))
+            workers = run.workers() if victim == "worker" else []
+            worker = dice.choice(workers) if workers else None
+            if victim == "worker" and worker is None:
+                victim = "controller"  # none has begun yet, or all have ended
+            run.hit(number, victim, worker)
+            seconds = run.await_nothing(worker.pid if worker else None)
             took[number.name, victim].append(seconds)
             told = (
                 f"{turn + 1}: {number.name} to {victim} after {moment_s:.1f} s, {machines} machines running"

@@ -68,7 +68,7 @@ def begin():
     for run in runs:
         if run.poll() is None:
             run.terminate()
-            run.communicate(timeout=180)
+        run.communicate(timeout=180)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -396,7 +396,9 @@ def test_four_runs_at_once_one_of_them_killed(pytester, scanned, begin, next_run
     next_run()
 
 
-@pytest.mark.parametrize(("test", "status"), [(NEXT, 0), (NEXT.replace("true", "false"), 1)])
+@pytest.mark.parametrize(
+    ("test", "status"), [(NEXT, 0), (NEXT.replace("true", "false"), 1)], ids=["passing", "failing"]
+)
 def test_a_run_without_standard_descriptors(pytester, scanned, test, status):
     """As from a service that closes them: it ends, its exit status is right, and nothing is left.
 
