@@ -22,7 +22,7 @@
     │   ├── AuthenticationError   the guest refused the login
     │   ├── HostKeyError          the guest is not who it should be
     │   ├── ConnectionLostError
-    │   │   └── MachineGoneError  the machine is off or destroyed, or its kernel panicked
+    │   │   └── MachineGoneError  the machine is off, stands still, or its kernel panicked
     │   └── TransferError         put or get failed
     ├── ConsoleAlarmError         a guest's console told of trouble while a test used it
     ├── CommandError              a checked command exited with another status than 0
@@ -140,7 +140,7 @@ class ConnectionLostError(RemoteError):
 
 
 class MachineGoneError(ConnectionLostError):
-    """The machine under the connection is off or destroyed, or its kernel has panicked."""
+    """The machine under the connection is off, destroyed or stands still, or its kernel has panicked."""
 
 
 class TransferError(RemoteError):

@@ -11,6 +11,7 @@ where the guardian has been killed.)
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_vmfest.errors import StoreError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.processes import Process
 
@@ -105,7 +107,12 @@ class Ledger:
     def _begin(self, owner: Owner) -> None:
         with writing_to(self.path):
             make_private(self.path.parent)
-            self._append(asdict(owner), flags=os.O_CREAT | os.O_EXCL)
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            self._append(asdict(owner))
+        except StoreError:
+            self.remove()
+            raise
 
     @classmethod
     def all(cls, home: Path) -> list[Ledger]:
@@ -150,11 +157,14 @@ class Ledger:
             for path in (self.log, self.lock_file, self.path):
                 path.unlink(missing_ok=True)
 
-    def _append(self, event: dict[str, Any], flags: int = 0) -> None:
+    def _append(self, event: dict[str, Any]) -> None:
+        line = b"\n" + json.dumps(event).encode()  # not appended to a torn line
         with writing_to(self.path):
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
-                os.write(handle, b"\n" + json.dumps(event).encode())  # not appended to a torn line
+                if os.write(handle, line) < len(line):
+                    # A disk takes what it has room for, and refuses the rest only when asked again.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fdatasync(handle)
             finally:
                 os.close(handle)
@@ -257,7 +267,7 @@ class MemoryLedger(Ledger):
         """There is nobody else."""
         yield
 
-    def _append(self, event: dict[str, Any], flags: int = 0) -> None:
+    def _append(self, event: dict[str, Any]) -> None:
         self._events.append(event)
 
     def _lines(self) -> Iterator[dict[str, Any]]:

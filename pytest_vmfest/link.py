@@ -140,6 +140,8 @@ class Link:
         instance = self._instance
         try:
             state = instance.state
+            if state is MachineState.PAUSED and (reason := instance.driver.standstill(instance.name)):
+                raise MachineGoneError(f"machine {instance.name!r} stands still: {reason}")
             alive = state is MachineState.RUNNING or (paused_too and state is MachineState.PAUSED)
             if not alive:
                 raise MachineGoneError(f"machine {instance.name!r} is {state.value}")

@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,17 @@ def start_helper(
     return Process.of(pid)
 
 
+def beyond_standard(connection: socket.socket) -> socket.socket:
+    """The same connection on a descriptor beyond the standard ones, for a process that inherits it.
+
+    Where ours are closed, the next that are opened get their numbers, which mean something else to a program.
+    """
+    if connection.fileno() > _STDERR:
+        return connection
+    with connection:
+        return socket.socket(fileno=fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1))
+
+
 def _spawn(command: Sequence[str], program: str, output: int, log: str) -> int:
     reader, writer = _pipe()
     try:
@@ -144,7 +157,7 @@ def _pipe() -> tuple[int, int]:
     """A pipe whose ends are beyond the standard descriptors, also where those are closed."""
     low = os.pipe()
     try:
-        reader, writer = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in low)
+        reader, writer = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1) for end in low)
     finally:
         for end in low:
             os.close(end)

@@ -52,13 +52,14 @@ def reap(ledger: Ledger, driver: Driver, owner: Owner) -> Reaped:
         *(partial(driver.destroy, name) for name in doomed),
         *(partial(driver.remove_network, name) for name in networks),
     )
+    if not kept:
+        ledger.remove()  # for which a full disk has room
+        return Reaped(owner, tuple(name for name in doomed if name in infos), kept)
     for name in entries.machines:
         if name not in kept:
             ledger.cross_out(Kind.MACHINE, name)
     for name in networks:
         ledger.cross_out(Kind.NETWORK, name)
-    if not kept:
-        ledger.remove()
     return Reaped(owner, tuple(name for name in doomed if name in infos), kept)
 
 

@@ -249,6 +249,10 @@ class Driver(ABC):
     def state(self, name: str) -> MachineState:
         """The state now; `MachineNotFoundError` if there is no such machine."""
 
+    def standstill(self, name: str) -> str:
+        """Why the hypervisor has halted the machine by itself, and what to do; empty if it has not."""
+        return ""
+
     @abstractmethod
     def machines(self) -> list[MachineInfo]:
         """All machines of this driver and store, also those of other processes, oldest first."""

@@ -77,6 +77,7 @@ def test_a_paused_guest_cannot_be_typed_to(lab):
     lab.boot()
     lab.type("m", "half a ")
     lab.driver.pause("m")
+    assert lab.driver.standstill("m") == ""  # the user has halted it
     with pytest.raises(MachineStateError, match="paused"):
         lab.type("m", "lost")
     lab.driver.resume("m")

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import scan
 
 from pytest_vmfest import instance_fixture
 
@@ -36,6 +39,36 @@ def own_home(vm_server, tmp_path_factory, monkeypatch):
         shutil.copytree(vm_server.home / part, home / part, copy_function=_link_or_copy)
     monkeypatch.setenv("VMFEST_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def scanned(own_home):
+    """A look at the test's own store."""
+    return scan.Scan(own_home)
+
+
+@pytest.fixture
+def begin():
+    """Starts pytest with the given arguments; what a failing test leaves running is ended."""
+    runs = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pytest", *arguments]
+        run = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that it can be killed as a group
+        )
+        runs.append(run)
+        return run
+
+    yield start
+    for run in runs:
+        if run.poll() is None:
+            run.terminate()
+        run.communicate(timeout=180)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -17,12 +17,6 @@ FAILING = "def test_it(vm_instance): assert vm_instance.check_output('echo 1') =
 
 
 @pytest.fixture
-def scanned(own_home):
-    """A look at the test's own store."""
-    return scan.Scan(own_home)
-
-
-@pytest.fixture
 def server(vm_server, own_home):
     """The test's own store, as another terminal sees it."""
     with Server(vm_server.driver.name, home=own_home) as server:

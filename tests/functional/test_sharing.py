@@ -27,12 +27,6 @@ CLUSTER = """
 """
 
 
-@pytest.fixture
-def scanned(own_home):
-    """A look at the test's own store."""
-    return scan.Scan(own_home)
-
-
 def notes(pytester) -> list[list[str]]:
     """What the tests wrote down: which process, and what."""
     path = pytester.path / "notes"

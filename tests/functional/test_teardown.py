@@ -3,11 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 
 import psutil
 import pytest
 import scan
+from runs import until
 
 from pytest_vmfest.waiting import Deadline, wait_for
 
@@ -37,36 +37,12 @@ BOTH_SIGNALS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def scanned(own_home):
-    """A look at the test's own store."""
-    return scan.Scan(own_home)
-
-
-@pytest.fixture
-def begin():
-    """Starts pytest with the given arguments; what a failing test leaves running is ended."""
-    runs = []
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pytest", *arguments]
-        # A session of its own, so that it can be killed as a group.
-        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        if run.poll() is None:
-            run.terminate()
-            run.communicate(timeout=180)
-
-
 @pytest.mark.parametrize("victim", ["pytest", pytest.param("group", marks=pytest.mark.any_driver)])
 def test_a_killed_run(pytester, scanned, begin, victim):
     """After kill -9 of pytest, or of its process group, its machine is gone; the next run works."""
     pytester.makepyfile(ENDLESS)
     run = begin()
-    wait_for((pytester.path / "started").exists, Deadline(300), what="the test to begin", watch=_alive(run))
+    until((pytester.path / "started").exists, run, "the test to begin")
     scanned.see(machines=1)
     os.kill(run.pid, signal.SIGKILL) if victim == "pytest" else os.killpg(run.pid, signal.SIGKILL)
     run.communicate(timeout=180)
@@ -111,7 +87,7 @@ def test_a_run_ended_in_the_middle_of_a_test(pytester, scanned, begin, number):
     """Ctrl-C and SIGTERM destroy the machine that a test is using, and pytest tells of the interrupt."""
     pytester.makepyfile(ENDLESS)
     run = begin()
-    wait_for((pytester.path / "started").exists, Deadline(300), what="the test to begin", watch=_alive(run))
+    until((pytester.path / "started").exists, run, "the test to begin")
     scanned.see(machines=1)
     os.kill(run.pid, number)
     output, _ = run.communicate(timeout=180)
@@ -124,11 +100,10 @@ def test_a_run_ended_while_a_group_boots(pytester, own_home, scanned, begin, num
     """The same while machines are still booting."""
     pytester.makepyfile("import pytest\n@pytest.mark.vm(nodes=2)\ndef test_it(vm_group): pass")
     run = begin()
-    wait_for(
+    until(  # with one CPU, the second is made when the first has booted
         lambda: len(list(own_home.glob("**/machines/*"))) == 2 and scan.hypervisors(own_home),
-        Deadline(300),  # with one CPU, the second is made when the first has booted
-        what="two machines, one of which runs",
-        watch=_alive(run),
+        run,
+        "two machines, one of which runs",
     )
     os.kill(run.pid, number)
     output, _ = run.communicate(timeout=180)
@@ -223,17 +198,4 @@ def test_twenty_fresh_machines_one_after_the_other(pytester, scanned):
 
 def both_begin(pytester, run: subprocess.Popen[str]) -> None:
     """Wait until both tests of `TWO_ENDLESS` have their machines."""
-    wait_for(
-        lambda: len(list(pytester.path.glob("started-*"))) == 2,
-        Deadline(300),
-        what="both tests to begin",
-        watch=_alive(run),
-    )
-
-
-def _alive(run: subprocess.Popen[str]):
-    def check() -> None:
-        if run.poll() is not None:
-            pytest.fail(f"pytest ended with {run.returncode}:\n{run.communicate()[0]}")
-
-    return check
+    until(lambda: len(list(pytester.path.glob("started-*"))) == 2, run, "both tests to begin")

@@ -280,6 +280,21 @@ def test_what_cannot_be_removed_is_told_and_not_forgotten(home, image, monkeypat
         server.find("stays")
 
 
+def test_a_full_disk_does_not_keep_anything_from_being_removed(home, image, monkeypatch):
+    """To remove machine and ledger, nothing has to be written."""
+    owner = dead_owner(home)
+    ledger = Ledger.begin(home, owner)
+    ledger.add(Kind.MACHINE, "a")
+    Server("qemu", home=home).instance("a", image, tags=owner.tags)
+
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    assert [reaped.removed for reaped in reap_dead(home)] == [("a",)]
+    assert things(home) == []
+
+
 def test_a_ledger_of_an_unusable_driver_is_told(home):
     """The error tells why; the ledger stays."""
     ledger = Ledger.begin(home, dead_owner(home, driver="no-such-driver"))

@@ -112,13 +112,35 @@ def test_one_at_a_time_has_the_lock(tmp_path):
     assert ledger.lock() is None
 
 
+def no_space(*arguments):
+    """What a full disk answers."""
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
     """Nothing that is not written down may be made, so the error is raised."""
     ledger = Ledger.begin(tmp_path, OWNER)
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "write", no_space)
     with pytest.raises(StoreError, match="No space left"):
         ledger.add(Kind.MACHINE, "a")
+
+
+def test_a_ledger_that_cannot_be_begun_is_not_there(tmp_path, monkeypatch):
+    """On a full disk a file can still be made, but nothing be written to it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", no_space)
+        with pytest.raises(StoreError, match="No space left"):
+            Ledger.begin(tmp_path, OWNER)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_disk_that_takes_half_a_line_is_full(tmp_path, monkeypatch):
+    """Half a line counts as nothing, and is told as the full disk that it is; the next line is whole."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda handle, data: write(handle, data[:12]))
+        with pytest.raises(StoreError, match=r"(?s)No space left.*free some space"):
+            ledger.add(Kind.MACHINE, "a")
+    ledger.add(Kind.MACHINE, "b")
+    assert list(ledger.entries().machines) == ["b"]

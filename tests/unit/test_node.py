@@ -86,6 +86,16 @@ def test_a_broken_connection_is_made_anew(node):
     assert node.check_output("uname -s") == "Linux"
 
 
+def test_a_machine_that_stands_still_ends_a_command(server, node, monkeypatch):
+    """One that its hypervisor has halted never answers: the command ends at once, and tells the reason."""
+    monkeypatch.setattr(server.driver, "standstill", lambda name: "its disk is full")
+    node.pause()
+    with pytest.raises(ConnectionLostError, match="stands still: its disk is full"):
+        node.run("true")
+    node.resume()
+    assert node.check_output("echo on") == "on"
+
+
 def test_snapshot_revert_and_reboot(node):
     """Files go back with a revert and stay over a reboot; the name is the node's."""
     node.write_text("/root/x", "1")

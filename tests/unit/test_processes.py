@@ -142,3 +142,15 @@ def test_a_helper_of_a_process_without_standard_files(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert (tmp_path / "log").read_text() == "done"
+
+
+def test_a_connection_to_inherit_is_beyond_the_standard_files():
+    """Where 0 is closed, a socket gets that number; it is moved, and the number is free again."""
+    code = (
+        "import os, socket; os.close(0); from pytest_vmfest.processes import beyond_standard;"
+        "ours, theirs = socket.socketpair(); moved = beyond_standard(ours);"
+        "assert ours.fileno() == -1 and moved.fileno() > 2 and not moved.get_inheritable();"
+        "assert beyond_standard(moved) is moved;"
+        "theirs.send(b'x'); assert moved.recv(1) == b'x'; assert os.dup(2) == 0"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -203,6 +203,14 @@ class QemuDriver(Driver):
         """The state now."""
         return self._look(name)[1]
 
+    def standstill(self, name: str) -> str:
+        """QEMU halts a machine whose disk file cannot grow, as the store's file system is full."""
+        with self._runner.monitor(self._store.load(name)) as monitor:
+            if monitor.execute("query-status")["status"] != "io-error":
+                return ""
+        place = self._store.folder(name)
+        return f"there is no space left for its disk in {place}: free some space, then resume it"
+
     def machines(self) -> list[MachineInfo]:
         """All machines in the store, oldest first. One that is half-created shows without an image."""
         found = []

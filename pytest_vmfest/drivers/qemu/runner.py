@@ -21,6 +21,7 @@ from pytest_vmfest.drivers.qemu.monitor import (
 from pytest_vmfest.drivers.qemu.process import running_in, spawn
 from pytest_vmfest.errors import DriverError, WaitTimeoutError
 from pytest_vmfest.folders import writing_to
+from pytest_vmfest.processes import beyond_standard
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -169,8 +170,11 @@ class Runner:
         ours, theirs = socket.socketpair()
         try:
             with ExitStack() as stack:
-                stack.enter_context(theirs)
-                ports = [stack.enter_context(self._networks.join(nic.network)) for nic in machine.spec.nics]
+                theirs = stack.enter_context(beyond_standard(theirs))
+                ports = [
+                    stack.enter_context(beyond_standard(self._networks.join(nic.network)))
+                    for nic in machine.spec.nics
+                ]
                 wiring = Wiring(theirs.fileno(), tuple(port.fileno() for port in ports))
                 command = command_line(
                     machine.spec,

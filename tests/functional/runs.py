@@ -1,0 +1,29 @@
+"""Runs of pytest that tests start, watch and kill."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vmfest.waiting import Deadline, wait_for
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+# A boot under emulation, on a machine that has more to do.
+BEGUN_S = 300
+
+
+def until(condition: Callable[[], object], run: subprocess.Popen[str], what: str) -> None:
+    """Wait for what a run is to do; a run that ends before fails the test."""
+    wait_for(condition, Deadline(BEGUN_S), what=what, watch=_alive(run))
+
+
+def _alive(run: subprocess.Popen[str]) -> Callable[[], None]:
+    def check() -> None:
+        if run.poll() is not None:
+            pytest.fail(f"pytest ended with {run.returncode}:\n{run.communicate()[0]}")
+
+    return check
