@@ -133,7 +133,12 @@ def _fixture(
             _one_image(request, vm, default_image), vm, fixture=fixture, scope=scope_node
         )
         pristine = reset and scope != "function"
-        with holder(run)(vm, model, fixture=fixture, scope=scope_node, reset=pristine, shared=shared) as held:
+        # Of two fixtures of one name, each has its own: they stand in different places.
+        place = getattr(getattr(request, "_fixturedef", None), "baseid", "")
+        purpose = f"{place}::{fixture} for {scope_node.nodeid}: {vm}" if shared else ""
+        with holder(run)(
+            vm, model, fixture=fixture, scope=scope_node, reset=pristine, shared=purpose
+        ) as held:
             yield held
 
     def fixture(function: Callable[..., Any], params: Sequence[Any] | None) -> Any:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
     from pytest_vmfest.node import Node
+    from pytest_vmfest.processes import Process
     from pytest_vmfest.run import Run
     from pytest_vmfest.server import Server
     from pytest_vmfest.specs import ImageModel
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+CONTROLLER: pytest.StashKey[Process] = pytest.StashKey()
 ARTIFACTS: pytest.StashKey[Path] = pytest.StashKey()
 """The run's folder for them, if there is to be one."""
 
@@ -36,7 +38,9 @@ def run_of(config: pytest.Config) -> Run:
         progress = LineProgress(line_writer(config))
         folder = config.stash.get(ARTIFACTS, None)
         artifacts = Artifacts(folder) if folder else None
-        config.stash[RUN] = Run.of(config, config.stash[SETTINGS], progress, artifacts)
+        config.stash[RUN] = Run.of(
+            config, config.stash[SETTINGS], progress, artifacts, config.stash.get(CONTROLLER, None)
+        )
     return config.stash[RUN]
 
 

@@ -1,9 +1,9 @@
 """The guardian: a process that outlives its owner, and then removes what the owner's ledger names.
 
 Whatever way the owner ends, ``kill -9`` of its whole process group included, the guardian sees it: it waits
-on the owner's pidfd, in a session of its own. Its command line does not name pytest, so that a
-``pkill -f pytest`` leaves it alone. It holds the ledger's lock as long as it lives, and loads drivers only
-when it has to act.
+on the owner's pidfd, in a session of its own. Its own words on the command line do not name pytest, so that a
+``pkill -f pytest`` leaves it alone, unless the store's or the interpreter's path does. It holds the ledger's
+lock as long as it lives, and loads drivers only when it has to act.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _READY = b"armed"
 _START_TIMEOUT_S = 30.0
+_LOCK_S = 10.0
 
 # A worker whose controller is gone gets this long to end in order.
 _ORPHAN_S = 2.0
@@ -36,11 +37,12 @@ _KILL_S = 10.0
 _PAUSES_S = (1.0, 3.0, 10.0, 30.0)
 
 
-def arm(ledger: Ledger) -> None:
+def arm(ledger: Ledger) -> Process:
     """Start the guardian of a ledger; returns when it watches. Raises `OSError` that says why it does not."""
     # The path of this process, of which an interpreter without site-packages and environment knows nothing.
-    places = [str(Path(__file__).parents[1]), *sys.path]
-    program = f"import sys; sys.path[:] = {places!r}\nfrom {__name__} import main; main({str(ledger.path)!r})"
+    # Behind its own: what tests have put into theirs must not stand in for the standard library.
+    places = [str(Path(__file__).parents[1]), *(place for place in sys.path if isinstance(place, str))]
+    program = f"import sys; sys.path += {places!r}\nfrom {__name__} import main; main({str(ledger.path)!r})"
     try:
         guardian = start_helper(
             [sys.executable, "-I", "-S", "-", f"vmfest-guardian of {ledger.path}"],
@@ -52,7 +54,12 @@ def arm(ledger: Ledger) -> None:
     except OSError:
         ledger.log.unlink(missing_ok=True)
         raise
-    ledger.guarded_by(guardian)
+    try:
+        ledger.guarded_by(guardian)
+    except BaseException:
+        dismiss(guardian)
+        raise
+    return guardian
 
 
 def dismiss(guardian: Process | None) -> None:
@@ -67,11 +74,12 @@ def main(path: str) -> None:
     os.umask(0o077)
     os.chdir("/")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # They may be for a whole session, this process included, which has yet to do its work.
-        signal.signal(number, signal.SIG_IGN)
+        # They may be for a whole session, this process included, which has yet to do its work. Not SIG_IGN,
+        # which the hypervisor's programs would inherit.
+        signal.signal(number, lambda number, frame: None)
     ledger = Ledger(Path(path))
-    lock, owner = ledger.lock(), ledger.owner()
-    if lock is None or owner is None:
+    owner = ledger.owner()
+    if owner is None or not _lock(ledger):
         raise SystemExit(f"the ledger {path} cannot be guarded")
     with ExitStack() as watch:
         owned = watch.enter_context(owner.process.opened())
@@ -81,6 +89,18 @@ def main(path: str) -> None:
         if owned is not None:
             _await_end(owner, [owned] if owner.parent is None or parent is None else [owned, parent])
     _clean_up(ledger, owner)
+
+
+def _lock(ledger: Ledger) -> bool:
+    """Lock the ledger until this process ends. Others have the lock for a moment, to see who lives."""
+    from pytest_vmfest.errors import WaitTimeoutError
+    from pytest_vmfest.waiting import Deadline, wait_for
+
+    try:
+        wait_for(lambda: ledger.lock() is not None, Deadline(_LOCK_S), what="its lock", interval_s=0.01)
+    except WaitTimeoutError:
+        return False
+    return True
 
 
 def _let_go_of_creator() -> None:

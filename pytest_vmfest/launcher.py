@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, clean_up_after
-from pytest_vmfest.ledger import Kind
 from pytest_vmfest.progress import silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.startup import GivenUpError, Startup
@@ -68,9 +67,7 @@ class Launcher:
             return self._launch(plans)
         except BaseException:
             with held_back():
-                made = {info.name for info in self._driver.machines()}
-                for name in sizes.keys() - made:
-                    owner.is_gone(Kind.MACHINE, name)
+                owner.give_back(sizes)
             raise
 
     def _launch(self, plans: Sequence[Plan]) -> list[Node]:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vmfest.errors import StoreError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.processes import Process
 
@@ -71,6 +71,20 @@ class Entries:
         """Whether there is anything."""
         return bool(self.machines or self.networks)
 
+    def take(self, event: dict[str, Any]) -> None:
+        """Follow one event."""
+        if "add" in event and event["add"] == Kind.MACHINE.value:
+            self.machines[str(event["name"])] = int(event.get("memory_mib", 0))
+        elif "add" in event:
+            self.networks[str(event["name"])] = None
+        elif "gone" in event and event["gone"] == Kind.MACHINE.value:
+            self.machines.pop(event["name"], None)
+            self.kept.pop(event["name"], None)
+        elif "gone" in event:
+            self.networks.pop(event["name"], None)
+        elif "keep" in event and event["keep"] in self.machines:
+            self.kept[event["keep"]] = float(event["until"])
+
 
 class Ledger:
     """One ledger. Errors in writing are `StoreError`."""
@@ -83,19 +97,25 @@ class Ledger:
     def begin(cls, home: Path, owner: Owner) -> Ledger:
         """A new one in the store ``home``."""
         words = [owner.tags.get("run", ""), owner.tags.get("worker", ""), owner.driver, secrets.token_hex(4)]
-        ledger = cls(home / _FOLDER / ("-".join(word for word in words if word) + _ENDING))
+        ledger = cls(home / _FOLDER / ("-".join(_plain(word) for word in words if word) + _ENDING))
         ledger._begin(owner)
         return ledger
 
     @classmethod
     def shared(cls, home: Path, run: str, driver: str) -> Ledger:
         """The one for what all workers of a run use, which need not be there yet; see `join`."""
-        return cls(home / _FOLDER / f"{run}-{_SHARED}-{driver}{_ENDING}")
+        return cls(home / _FOLDER / f"{_plain(run)}-{_SHARED}-{driver}{_ENDING}")
 
     @classmethod
     def all_shared(cls, home: Path, run: str) -> list[Ledger]:
         """All shared ledgers of a run."""
-        return [cls(path) for path in (home / _FOLDER).glob(f"{run}-{_SHARED}-*{_ENDING}")]
+        return [cls(path) for path in (home / _FOLDER).glob(f"{_plain(run)}-{_SHARED}-*{_ENDING}")]
+
+    @staticmethod
+    def forget_shared(home: Path, run: str) -> None:
+        """Remove what the workers of a run locked that were about to make something to share."""
+        for path in (home / _FOLDER).glob(f"{_plain(run)}-{_SHARED}-*.lock"):
+            path.unlink(missing_ok=True)
 
     def join(self, owner: Owner) -> Owner:
         """Begin it if nobody has yet, under the caller's lock; whose it is, then."""
@@ -105,19 +125,21 @@ class Ledger:
         return found or owner
 
     def _begin(self, owner: Owner) -> None:
+        # With its first line at once: one without an owner may be removed by whoever finds it.
+        beside = Ledger(self.path.with_suffix(f".{secrets.token_hex(4)}.new"))
         with writing_to(self.path):
             make_private(self.path.parent)
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try:
-            self._append(asdict(owner))
-        except StoreError:
-            self.remove()
-            raise
+            os.close(os.open(beside.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            try:
+                beside._append(asdict(owner))
+                os.link(beside.path, self.path)
+            finally:
+                beside.path.unlink()
 
     @classmethod
     def all(cls, home: Path) -> list[Ledger]:
         """All ledgers of a store."""
-        return [cls(path) for path in sorted((home / _FOLDER).glob(f"*{_ENDING}"))]
+        return [cls(path) for path in sorted((home / _FOLDER).glob(f"*{_ENDING}")) if path.is_file()]
 
     @property
     def log(self) -> Path:
@@ -136,12 +158,16 @@ class Ledger:
         self._append({"add": kind.value, "name": name, "memory_mib": memory_mib})
 
     def cross_out(self, kind: Kind, name: str) -> None:
-        """Write down that it is gone."""
+        """Write down that it is gone, or nobody's any more."""
         self._append({"gone": kind.value, "name": name})
 
     def keep(self, machine: str, until: float) -> None:
         """Write down that a machine may stay until a time, in seconds since the epoch."""
         self._append({"keep": machine, "until": until})
+
+    def settle(self) -> None:
+        """Write down that its owner has nothing to do with it any more, though it may live on."""
+        self._append({"settled": True})
 
     def guarded_by(self, guardian: Process) -> None:
         """Write down who watches."""
@@ -183,33 +209,30 @@ class Ledger:
     # --- what is read ------------------------------------------------------------------------------
 
     def owner(self) -> Owner | None:
-        """Whose it is; None if it has not even its first line, or is gone: then nothing was made."""
-        for line in self._lines():
-            data = dict(line)
-            try:
-                parent = data.pop("parent")
-                process = Process(**data.pop("process"))
-                return Owner(process=process, parent=parent and Process(**parent), **data)
-            except (KeyError, TypeError):
-                break
+        """Whose it is; None if no line says so, or it is gone. What another version has added is left out."""
+        for data in self._lines():
+            with suppress(KeyError, TypeError):
+                process, parent = data["process"], data.get("parent")
+                return Owner(
+                    data["driver"],
+                    dict(data["settings"]),
+                    dict(data["tags"]),
+                    _process(process),
+                    parent and _process(parent),
+                )
         return None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its owner has nothing to do with it any more."""
+        return any("settled" in event for event in self._lines())
 
     def entries(self) -> Entries:
         """What it says that is still there."""
         found = Entries()
         for event in self._lines():
-            name = event.get("name", "")
-            if event.get("add") == Kind.MACHINE.value:
-                found.machines[name] = event.get("memory_mib", 0)
-            elif event.get("add") == Kind.NETWORK.value:
-                found.networks[name] = None
-            elif event.get("gone") == Kind.MACHINE.value:
-                found.machines.pop(name, None)
-                found.kept.pop(name, None)
-            elif event.get("gone") == Kind.NETWORK.value:
-                found.networks.pop(name, None)
-            elif event.get("keep") in found.machines:
-                found.kept[event["keep"]] = event["until"]
+            with suppress(KeyError, TypeError, ValueError):  # not of the shape that we write
+                found.take(event)
         return found
 
     def guardian(self) -> Process | None:
@@ -224,10 +247,10 @@ class Ledger:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
-            text = self.path.read_text()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return
-        for line in text.splitlines():
+        for line in data.splitlines():
             with suppress(ValueError):  # empty, or torn by a power cut
                 if isinstance(event := json.loads(line), dict):
                     yield event
@@ -240,14 +263,27 @@ class Ledger:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        try:
+        with suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.path.exists():
+            if os.path.samestat(os.fstat(handle), self.path.stat()):  # else it was removed meanwhile
                 return handle
-        except BlockingIOError:
-            pass
         os.close(handle)
         return None
+
+    @staticmethod
+    def unlock(handle: int) -> None:
+        """Give a lock back, also if a child that was forked meanwhile has the descriptor too."""
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _plain(word: str) -> str:
+    """A word as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", word)[:40]
+
+
+def _process(data: dict[str, Any]) -> Process:
+    return Process(data["pid"], data["start_ticks"], data["boot"])
 
 
 class MemoryLedger(Ledger):

@@ -20,13 +20,14 @@ from pytest_vmfest.reaper import driver_of, reap, reap_dead
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.progress import Progress
 
 _ROOM_POLL_S = 0.3
+_TRIES_UNTIL_REAPING = 20
 
 
 class Ownership:
@@ -47,6 +48,8 @@ class Ownership:
         self._parent = parent
         self._progress = progress
         self._ledger: Ledger | None = None
+        self._guardian: Process | None = None
+        self._reserved: set[str] = set()
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
     def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
@@ -55,71 +58,106 @@ class Ownership:
         Either for all of them or for none. Raises `ConfigurationError` where it can never be enough, and
         `WaitTimeoutError` when it was not free in time.
         """
-        wanted, limit = sum(sizes.values()), limit_mib()
-        home, deadline = self._driver.settings.home, Deadline(patience_s)
-        with self._lock:
-            ours = self._guarded()
-        told = False
-        while True:
-            with self._lock, ours.room():
-                used = _memory_mib(ours)
-                others = sum(_memory_mib(ledger) for ledger in Ledger.all(home) if ledger.path != ours.path)
-                # One that is alone may take all of the host's memory.
-                if used + others + wanted <= limit or not used + others:
-                    for name, memory_mib in sizes.items():
-                        ours.add(Kind.MACHINE, name, memory_mib)
-                    return
-            what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
-            full = f"{what} of memory; {used + others} MiB of {limit} MiB are in use by machines"
-            if used and used + wanted > limit:
-                raise ConfigurationError(
-                    f"no room for {full}, {used} MiB of them this process's own",
-                    hint="ask for fewer nodes, a smaller hardware model, or fewer fixtures of a wide scope",
-                )
+        deadline, tries = Deadline(patience_s), 0
+        while (full := self._try_to_make_room(sizes)) is not None:
             if deadline.expired:
                 raise WaitTimeoutError(
                     f"no room for {full}, for {patience_s:g} s",
-                    hint="use fewer workers (-n), or smaller machines",
+                    hint="use fewer workers (-n), or remove machines that were kept: vmfest instance list",
                 )
-            if not told:
+            if tries == 0:
                 self._progress(Step("memory", f"waiting for {full}"))
-                told = True
+            tries += 1
+            if tries % _TRIES_UNTIL_REAPING == 0:
+                self._reap_dead()
             time.sleep(_ROOM_POLL_S)
 
-    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> None:
-        """Write down what is about to be made, once a guardian watches. Raises `StoreError`."""
+    def _try_to_make_room(self, sizes: Mapping[str, int]) -> str | None:
+        """Reserve memory if it is free; else say how much is wanted and in use."""
+        wanted, limit = sum(sizes.values()), limit_mib()
+        with self._lock:
+            ours = self._guarded()
+            with ours.room():
+                own = sum(ours.entries().machines.values())
+                used = own + sum(
+                    _memory_mib(ledger)
+                    for ledger in Ledger.all(self._driver.settings.home)
+                    if ledger.path != ours.path
+                )
+                # One that is alone may take all of the host's memory.
+                if used + wanted <= limit or not used:
+                    for name, memory_mib in sizes.items():
+                        ours.add(Kind.MACHINE, name, memory_mib)
+                        self._reserved.add(name)
+                    return None
+        what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
+        full = f"{what} of memory; {used} MiB of {limit} MiB are in use by machines"
+        if own and own + wanted > limit:
+            raise ConfigurationError(
+                f"no room for {full}, {own} MiB of them this process's own",
+                hint="ask for fewer nodes, a smaller hardware model, or fewer fixtures of a wide scope",
+            )
+        return full
+
+    def give_back(self, names: Iterable[str]) -> None:
+        """Reserve no memory any more for those of the machines that were not even begun."""
+        with self._lock:
+            for name in self._reserved.intersection(names):
+                self._reserved.remove(name)
+                self.is_gone(Kind.MACHINE, name)
+
+    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> bool:
+        """Write down what is about to be made, once a guardian watches. Raises `StoreError`.
+
+        Says whether nothing of that name was made before.
+        """
         with self._lock:
             ledger = self._guarded()
-            if kind is not Kind.MACHINE or name not in ledger.entries().machines:
-                ledger.add(kind, name, memory_mib)
+            if name in self._reserved:
+                self._reserved.remove(name)
+                return True
+            if kind is Kind.MACHINE and name in ledger.entries().machines:
+                return False
+            ledger.add(kind, name, memory_mib)
+            return True
 
     def is_gone(self, kind: Kind, name: str) -> None:
         """Write down that it was removed."""
-        with self._lock, suppress(StoreError):  # who reaps it finds nothing, and that is fine
-            if self._ledger is not None:
-                self._ledger.cross_out(kind, name)
+        with suppress(StoreError):  # who reaps it finds nothing, and that is fine
+            self._cross_out(kind, name)
 
     def release(self, machine: str) -> None:
-        """Own a machine no longer: it stays."""
-        self.is_gone(Kind.MACHINE, machine)
+        """Own a machine no longer: it stays. Raises `StoreError`: then it goes with this process."""
+        self._cross_out(Kind.MACHINE, machine)
 
     def keep(self, machine: str, for_s: float) -> None:
-        """Let a machine live for so many seconds, also when this process has ended."""
+        """Let a machine live for so many seconds, also when this process has ended. Raises `StoreError`."""
         with self._lock:
-            if self._ledger is not None:
-                self._ledger.keep(machine, time.time() + for_s)
+            if (ledger := self._written()) is not None:
+                ledger.keep(machine, time.time() + for_s)
 
     def settle(self) -> None:
         """Remove all that is still there and not kept; `DestroyError` tells what cannot be.
 
-        That is then left to the guardian, who tries again when this process has ended.
+        That is then left to the guardian, who tries again when this process has ended. In a process that was
+        forked from the owner this does nothing.
         """
         with self._lock:
-            if self._ledger is not None:
-                watching = self._ledger.guardian()
-                reap(self._ledger, self._driver, self._owner)
-                guardian.dismiss(watching)
-                self._ledger = None
+            if self._ledger is None or self._owner.process.pid != os.getpid():
+                return
+            if reap(self._ledger, self._driver, self._owner).kept:
+                self._ledger.settle()
+            guardian.dismiss(self._guardian)
+            self._ledger = self._guardian = None
+
+    def _cross_out(self, kind: Kind, name: str) -> None:
+        with self._lock:
+            if (ledger := self._written()) is not None:
+                ledger.cross_out(kind, name)
+
+    def _written(self) -> Ledger | None:
+        """The ledger, if there is one yet."""
+        return self._ledger
 
     @cached_property
     def _owner(self) -> Owner:
@@ -134,13 +172,15 @@ class Ownership:
         if self._ledger is None:
             self._reap_dead()
             self._ledger = self._begin(self._driver.settings.home)
-        watching = self._ledger.guardian()
-        if watching is None or not watching.alive:
-            if watching is not None:
+        if self._guardian is None or not self._guardian.alive:
+            # Of a shared one, another worker may have armed it.
+            self._guardian = self._ledger.guardian()
+        if self._guardian is None or not self._guardian.alive:
+            if self._guardian is not None:
                 self._progress(Step("guardian", "it was killed; another one watches now"))
             try:
-                guardian.arm(self._ledger)
-            except OSError as error:
+                self._guardian = guardian.arm(self._ledger)
+            except (OSError, StoreError) as error:
                 if not self._ledger.entries():
                     self._ledger.remove()
                     self._ledger = None
@@ -160,7 +200,11 @@ class Ownership:
 
 
 def _memory_mib(ledger: Ledger) -> int:
-    return sum(ledger.entries().machines.values())
+    """What the machines of somebody else's ledger have; nothing, if it cannot be read."""
+    try:
+        return sum(ledger.entries().machines.values())
+    except OSError:
+        return 0
 
 
 class SharedOwnership(Ownership):
@@ -179,6 +223,11 @@ class SharedOwnership(Ownership):
     def settle(self) -> None:
         """It goes on, for the others."""
 
+    def _written(self) -> Ledger | None:
+        """The ledger, whoever has begun it."""
+        ledger = Ledger.shared(self._driver.settings.home, self.tags["run"], self._driver.name)
+        return ledger if ledger.path.exists() else None
+
     @cached_property
     def _owner(self) -> Owner:
         return Owner(self._driver.name, self._driver.settings.as_json(), self.tags, self._controller)
@@ -195,7 +244,9 @@ def settle_shared(home: Path, run: str) -> None:
         if (owner := ledger.owner()) is not None:
             driver, watching = driver_of(owner), ledger.guardian()
             try:
-                reap(ledger, driver, owner)
+                if reap(ledger, driver, owner).kept:
+                    ledger.settle()
                 guardian.dismiss(watching)
             finally:
                 driver.close()
+    Ledger.forget_shared(home, run)

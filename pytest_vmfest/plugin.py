@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pytest_vmfest.errors import (
 from pytest_vmfest.factories import machine_group
 from pytest_vmfest.fixtures import (
     ARTIFACTS,
+    CONTROLLER,
     RUN,
     SETTINGS,
     _vm_default_image,
@@ -32,6 +34,7 @@ from pytest_vmfest.fixtures import (
     vm_server,
 )
 from pytest_vmfest.markers import MARKER_HELP, marked_request, parametrize_images
+from pytest_vmfest.processes import Process
 from pytest_vmfest.signals import end_by
 
 if TYPE_CHECKING:
@@ -83,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"vmfest: {error}") from None
     config.stash[SETTINGS] = settings
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
+    if hasattr(config, "workerinput"):
+        config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers import load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import VmfestError, all_or_raise
+from pytest_vmfest.errors import all_or_raise
 from pytest_vmfest.ledger import Kind, Ledger
 
 if TYPE_CHECKING:
@@ -23,15 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reaped:
-    """What became of a ledger whose owner is dead, or of a machine that was kept.
+    """What became of a ledger whose owner is dead.
 
     ``removed`` are the machines that are gone now, ``kept`` those that may stay and until when, in seconds
     since the epoch; ``error`` says what could not be removed.
     """
 
-    owner: Owner
-    removed: tuple[str, ...]
-    kept: Mapping[str, float]
+    removed: tuple[str, ...] = ()
+    kept: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
 
@@ -54,13 +52,13 @@ def reap(ledger: Ledger, driver: Driver, owner: Owner) -> Reaped:
     )
     if not kept:
         ledger.remove()  # for which a full disk has room
-        return Reaped(owner, tuple(name for name in doomed if name in infos), kept)
+        return Reaped(tuple(name for name in doomed if name in infos))
     for name in entries.machines:
         if name not in kept:
             ledger.cross_out(Kind.MACHINE, name)
     for name in networks:
         ledger.cross_out(Kind.NETWORK, name)
-    return Reaped(owner, tuple(name for name in doomed if name in infos), kept)
+    return Reaped(tuple(name for name in doomed if name in infos), kept)
 
 
 def _is_of(owner: Owner, info: MachineInfo | None) -> bool:
@@ -78,28 +76,35 @@ def reap_dead(home: Path) -> list[Reaped]:
 
     Ledgers of living owners, and those that another process is reaping now, are left alone.
     """
-    found = []
-    for ledger in Ledger.all(home):
+    found = [_reaped(ledger) for ledger in Ledger.all(home)]
+    return [reaped for reaped in found if reaped is not None]
+
+
+def _reaped(ledger: Ledger) -> Reaped | None:
+    """What became of a ledger, if its owner is dead."""
+    try:
         lock = ledger.lock()
         if lock is None:
-            continue
+            return None
         try:
-            owner = ledger.owner()
-            if owner is None:
-                ledger.remove()
-            elif not owner.process.alive:
-                found.append(_reaped(ledger, owner))
+            return _reaped_if_dead(ledger)
         finally:
-            os.close(lock)
-    return found
+            Ledger.unlock(lock)
+    except Exception as error:  # whatever is wrong with it must not be in the way of the others
+        return Reaped(error=f"what {ledger.path} names cannot be removed: {error}")
 
 
-def _reaped(ledger: Ledger, owner: Owner) -> Reaped:
+def _reaped_if_dead(ledger: Ledger) -> Reaped | None:
+    owner = ledger.owner()
+    if owner is None:
+        if ledger.entries():
+            return Reaped(error=f"{ledger.path} does not say whose it is; what it names is left alone")
+        ledger.remove()  # nothing can have been made
+        return None
+    if owner.process.alive and not ledger.is_settled:
+        return None
+    driver = driver_of(owner)
     try:
-        driver = driver_of(owner)
-        try:
-            return reap(ledger, driver, owner)
-        finally:
-            driver.close()
-    except VmfestError as error:
-        return Reaped(owner, (), {}, str(error))
+        return reap(ledger, driver, owner)
+    finally:
+        driver.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import secrets
 import time
 from contextlib import contextmanager
@@ -18,7 +18,6 @@ from pytest_vmfest.errors import (
     VmfestError,
     all_or_raise,
 )
-from pytest_vmfest.processes import Process
 from pytest_vmfest.signals import held_back
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.group import NodeGroup
     from pytest_vmfest.look import Look
     from pytest_vmfest.node import Node
+    from pytest_vmfest.processes import Process
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.request import VmRequest
     from pytest_vmfest.server import Server
@@ -134,6 +134,7 @@ class Run:
         settings: Settings,
         progress: Progress,
         artifacts: Artifacts | None = None,
+        controller: Process | None = None,
     ) -> Run:
         """The run that pytest's process takes part in: as one of xdist's workers, or alone.
 
@@ -142,10 +143,10 @@ class Run:
         worker: dict[str, str] = getattr(config, "workerinput", {})
         return cls(
             settings,
-            id=worker.get("testrunuid", secrets.token_hex(16))[:12],
+            id=_run_id(worker, controller),
             worker=worker.get("workerid", "main"),
             progress=progress,
-            controller=Process.of(os.getppid()) if worker else None,
+            controller=controller,
             artifacts=artifacts,
         )
 
@@ -200,7 +201,7 @@ class Run:
         fixture: str,
         scope: pytest.Item | pytest.Collector,
         reset: bool = False,
-        shared: bool = False,
+        shared: str = "",
     ) -> Iterator[Node]:
         """A fresh node, destroyed at the end unless it is to be kept."""
         from pytest_vmfest.group import NodeGroup
@@ -209,8 +210,10 @@ class Run:
             node = server.launch_request(request, model, **how)
             return NodeGroup([node], node.destroy)
 
-        launch = self._shared(launch, model, fixture, scope) if shared else launch
-        with self._held(launch, self.server(request.driver, shared=shared), fixture, scope, reset) as group:
+        launch = self._shared(launch, model, shared) if shared else launch
+        with self._held(
+            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
+        ) as group:
             yield next(iter(group.values()))
 
     @contextmanager
@@ -222,15 +225,17 @@ class Run:
         fixture: str,
         scope: pytest.Item | pytest.Collector,
         reset: bool = False,
-        shared: bool = False,
+        shared: str = "",
     ) -> Iterator[NodeGroup]:
         """A fresh group, destroyed at the end unless it is to be kept."""
 
         def launch(server: Server, **how: Any) -> NodeGroup:
             return server.launch_group_request(request, model, **how)
 
-        launch = self._shared(launch, model, fixture, scope) if shared else launch
-        with self._held(launch, self.server(request.driver, shared=shared), fixture, scope, reset) as group:
+        launch = self._shared(launch, model, shared) if shared else launch
+        with self._held(
+            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
+        ) as group:
             yield group
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
@@ -273,10 +278,9 @@ class Run:
         self,
         launch: Callable[..., NodeGroup],
         model: ImageModel,
-        fixture: str,
-        scope: pytest.Item | pytest.Collector,
+        purpose: str,
     ) -> Callable[..., NodeGroup]:
-        """``launch``, or finding what another worker has launched."""
+        """``launch``, or finding what another worker has launched for the same purpose."""
         from pytest_vmfest.shared import shared_nodes
 
         def find_or_launch(server: Server, **how: Any) -> NodeGroup:
@@ -285,7 +289,7 @@ class Run:
             return shared_nodes(
                 server.driver,
                 self.id,
-                f"{_where(fixture, scope)} on {model.name}",
+                f"{purpose} on {model.name}",
                 model,
                 lambda: launch(server, **how),
                 connect_timeout_s=server.boot_timeout_s,
@@ -357,6 +361,14 @@ class Run:
             yield
         finally:
             self.phases.append(Phase(test, node, phase, time.monotonic() - began))
+
+
+def _run_id(worker: dict[str, str], controller: Process | None) -> str:
+    """What all workers of a controller call their run; the user's own --testrunuid may come again."""
+    if controller is None:
+        return secrets.token_hex(6)
+    words = f"{worker.get('testrunuid')} {controller}"
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
 def _where(fixture: str, scope: pytest.Item | pytest.Collector) -> str:

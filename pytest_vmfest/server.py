@@ -157,8 +157,9 @@ class Server:
     def own(self, tags: Mapping[str, str], *, parent: Process | None = None) -> None:
         """From now on, what is made by this server belongs to this process, and bears ``tags``.
 
-        It is gone when the server is closed or the process has ended, whatever way, or when ``parent`` has
-        ended; see `keep` and `release`.
+        It is gone when the server is closed or the process has ended, whatever way; see `keep` and `release`.
+        When ``parent`` has ended, this process is ended too. Behind a web service, the password must be in
+        the environment (VMFEST_PASSWORD).
 
         >>> from pytest_vmfest import Server
         >>> with Server(driver="fake") as server:
@@ -176,6 +177,8 @@ class Server:
     def _owned_by(self, ownership: Callable[[Driver], Ownership]) -> None:
         self._ownership = ownership
         if "_driver" in self.__dict__:
+            if isinstance(owner := self._driver.owner, Ownership):
+                owner.settle()
             self._driver.owner = ownership(self._driver)
 
     def keep(self, machine: str, for_s: float) -> None:

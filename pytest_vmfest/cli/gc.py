@@ -39,7 +39,7 @@ def gc(setup: Setup, json_: bool) -> None:
             click.echo(f"{name}: removed")
         for name, until in kept.items():
             click.echo(f"{name}: kept until {time.strftime('%Y-%m-%d %H:%M', time.localtime(until))}")
-        if not found:
+        if not (removed or kept or errors):
             show.note("There is nothing to remove.")
     if errors:
         raise click.ClickException("\n".join(errors))

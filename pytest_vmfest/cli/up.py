@@ -77,11 +77,11 @@ def up(
                 machine=name,
                 progress=progress,
             )
-            _tell(node, detach=detach, json_=json_)
             if detach:
                 server.release(node.instance.name)
                 stays = True
-            else:
+            _tell(node, detach=detach, json_=json_)
+            if not detach:
                 _watch(node)
         finally:
             if node is not None and not stays:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_vmfest.config import web_service_password
-from pytest_vmfest.errors import MachineNotFoundError, NotSupportedError
+from pytest_vmfest.errors import DestroyError, MachineNotFoundError, NotSupportedError
 from pytest_vmfest.ledger import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.config import Settings
@@ -91,8 +91,10 @@ class DriverSettings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DriverSettings:
         """What `as_json` made; the password from the environment."""
-        paths = {"home": Path(data["home"]), "qemu": data["qemu"] and Path(data["qemu"])}
-        return cls(**{**data, **paths}, password=web_service_password())
+        known = {field.name for field in fields(cls)}  # another version may have written others
+        said = {name: value for name, value in data.items() if name in known}
+        paths = {"home": Path(data["home"]), "qemu": Path(data["qemu"]) if data.get("qemu") else None}
+        return cls(**{**said, **paths}, password=web_service_password())
 
     @classmethod
     def of(cls, settings: Settings, home: Path) -> DriverSettings:
@@ -116,6 +118,15 @@ class MachineInfo:
     """Seconds since the epoch."""
     endpoint: Endpoint | None = None
 
+    @classmethod
+    def half_made(cls, folder: Path) -> MachineInfo:
+        """The row of a machine that has a folder, but no record to be read: it can only be destroyed.
+
+        Raises `FileNotFoundError` if it has just been destroyed.
+        """
+        created = folder.stat().st_mtime
+        return cls(folder.name, MachineState.ABORTED, "", memory_mib=0, cpus=0, tags={}, created=created)
+
 
 class Owner(Protocol):
     """Who owns what a driver makes."""
@@ -127,8 +138,11 @@ class Owner(Protocol):
     def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
         """Machines with so many MiB of memory are about to be made."""
 
-    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> None:
-        """It is about to be made."""
+    def give_back(self, names: Iterable[str]) -> None:
+        """Of these machines, those that were not even begun will not be made."""
+
+    def will_make(self, kind: Kind, name: str, memory_mib: int = 0) -> bool:
+        """It is about to be made; whether nothing of that name was made before."""
 
     def is_gone(self, kind: Kind, name: str) -> None:
         """It was removed."""
@@ -201,10 +215,18 @@ class Driver(ABC):
 
     def create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
-        if self.owner:
-            self.owner.will_make(Kind.MACHINE, spec.name, spec.hardware.memory_mib)
-            spec = replace(spec, tags={**spec.tags, **self.owner.tags})
-        self._create(spec)
+        if self.owner is None:
+            self._create(spec)
+            return
+        is_new = self.owner.will_make(Kind.MACHINE, spec.name, spec.hardware.memory_mib)
+        try:
+            self._create(replace(spec, tags={**spec.tags, **self.owner.tags}))
+        except Exception as error:
+            # Nothing is left of it, unless cleaning up failed as well; or it is there, and is another's.
+            cleaned_up = not isinstance(error, DestroyError) and not getattr(error, "__notes__", ())
+            if is_new and cleaned_up:
+                self.owner.is_gone(Kind.MACHINE, spec.name)
+            raise
 
     @abstractmethod
     def _create(self, spec: MachineSpec) -> None: ...

@@ -17,12 +17,14 @@ from pytest_vmfest import Server, ownership
 from pytest_vmfest.errors import (
     ConfigurationError,
     DestroyError,
+    MachineExistsError,
     MachineNotFoundError,
     StartError,
     StoreError,
     WaitTimeoutError,
 )
 from pytest_vmfest.ledger import Kind, Ledger, Owner
+from pytest_vmfest.ownership import settle_shared
 from pytest_vmfest.processes import Process
 from pytest_vmfest.progress import Step
 from pytest_vmfest.reaper import reap, reap_dead
@@ -321,6 +323,153 @@ def test_without_a_guardian_nothing_is_made(home, image, monkeypatch):
             server.instance("a", image)
         assert server.machines() == []
     assert things(home) == []
+
+
+def test_many_begin_while_others_look_for_the_dead(home, image):
+    """Neither is in the other's way: a look at who lives holds a ledger's lock for a moment only."""
+    code = (
+        "import sys, pathlib; from pytest_vmfest.reaper import reap_dead; print('on', flush=True)\n"
+        f"while True: reap_dead(pathlib.Path({str(home)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as looking:
+        assert looking.stdout is not None
+        looking.stdout.readline()
+        try:
+            for turn in range(10):
+                with owning(home) as server:
+                    server.instance(f"m{turn}", image)
+        finally:
+            looking.kill()
+    nothing_is_left(home)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b'{"driver": 1, "settings": {}, "tags": {}}', None])
+def test_an_odd_file_is_in_nobodys_way(home, image, content):
+    """Neither damaged files nor folders among the ledgers keep a run from working."""
+    odd = home / "runs" / "odd.ledger"
+    odd.parent.mkdir(parents=True)
+    odd.mkdir() if content is None else odd.write_bytes(content)
+    with owning(home) as server:
+        server.driver.owner.make_room({"a": 1}, 0)
+        server.instance("a", image)
+    assert Server("qemu", home=home).machines() == []
+    odd.rmdir() if content is None else odd.unlink(missing_ok=True)
+
+
+def test_what_has_no_owner_that_can_be_read_is_left_alone(home):
+    """It is told, and not forgotten: it may be of another version."""
+    ledger = Ledger.begin(home, dead_owner(home))
+    ledger.add(Kind.MACHINE, "a")
+    ledger.path.write_text(ledger.path.read_text().replace('"process"', '"handle"'))
+    assert "does not say whose it is" in reap_dead(home)[0].error
+    assert Ledger.all(home)
+
+
+def test_a_forked_child_leaves_its_parents_machines(home, image):
+    """What a child's end unwinds is not the child's."""
+    with owning(home) as server:
+        server.instance("a", image)
+        child = os.fork()
+        if child == 0:
+            server.driver.owner.settle()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert len(guardians(home)) == 1
+        assert server.find("a").state
+    nothing_is_left(home)
+
+
+def test_odd_paths_do_not_keep_a_guardian_from_its_work(home, image, tmp_path, monkeypatch):
+    """Neither entries that are no text, nor a module of the tests that is called like a standard one."""
+    (tmp_path / "select.py").write_text("raise SystemExit('not the standard one')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), tmp_path, *sys.path])
+    with owning(home) as server:
+        server.instance("a", image)
+        assert len(guardians(home)) == 1
+    nothing_is_left(home)
+
+
+def test_the_same_name_twice(home, image):
+    """The second is refused, and the first is still owned: it goes with its owner."""
+    with owning(home) as server:
+        server.instance("a", image)
+        with pytest.raises(MachineExistsError):
+            server.instance("a", image)
+        with owning(home) as other, pytest.raises(MachineExistsError):
+            other.instance("a", image)
+        assert server.find("a").state
+    nothing_is_left(home)
+
+
+def test_a_machine_that_cannot_be_released_goes(home, image, monkeypatch):
+    """It is told, so that nobody believes that it stays."""
+    with owning(home) as server:
+        server.instance("a", image)
+        with monkeypatch.context() as full:
+            full.setattr(Ledger, "_append", refuse_to_write)
+            with pytest.raises(StoreError):
+                server.release("a")
+    nothing_is_left(home)
+
+
+def refuse_to_write(*arguments):
+    """As a full disk does."""
+    raise StoreError("cannot write: No space left on device")
+
+
+def test_a_kept_machine_of_a_process_that_lives_on(home, image):
+    """As in a notebook: when its time is over, it is removed, though its owner's process still lives."""
+    with owning(home) as server:
+        server.instance("kept", image)
+        server.keep("kept", 1000)
+    assert reap_dead(home)[0].removed == ()
+    (ledger,) = Ledger.all(home)
+    ledger.keep("kept", time.time() - 1)
+    assert reap_dead(home)[0].removed == ("kept",)
+
+
+def test_owning_anew_settles_what_was_owned(home, image):
+    """Under other tags, another ledger begins; what the first names is removed."""
+    with owning(home) as server:
+        server.instance("a", image)
+        server.own({"run": "r2"})
+        assert server.machines() == []
+        server.instance("b", image)
+    nothing_is_left(home)
+
+
+# --- shared ----------------------------------------------------------------------------------------
+
+
+def sharing(home: Path, controller: Process) -> Server:
+    """A worker's server for what all workers of a run share."""
+    server = Server("qemu", home=home, accel="tcg")
+    server.own_for(controller, {"run": "r1"})
+    return server
+
+
+def test_what_is_shared_belongs_to_the_controller(home, image):
+    """A worker's end leaves it; any worker can have it kept; the controller removes the rest."""
+    controller = Process.of(os.getpid())
+    with sharing(home, controller) as maker, sharing(home, controller) as other:
+        maker.instance("a", image)
+        maker.instance("b", image)
+        other.keep("b", 1000)
+    assert len(guardians(home)) == 1
+    settle_shared(home, "r1")
+    assert guardians(home) == []
+    assert [machine.name for machine in Server("qemu", home=home).machines()] == ["b"]
+    assert list(reap_dead(home)[0].kept) == ["b"]
+
+
+def test_when_the_controller_dies_its_guardian_removes_what_is_shared(home, image):
+    """Whichever worker made it, and though that lives on."""
+    with subprocess.Popen(["sleep", "1000"]) as controller:
+        with sharing(home, Process.of(controller.pid)) as worker:
+            worker.instance("a", image)
+        assert len(things(home)) == 3
+        controller.kill()
+    nothing_is_left(home)
 
 
 # --- room ------------------------------------------------------------------------------------------

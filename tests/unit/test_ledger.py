@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -82,11 +83,13 @@ def test_a_torn_line_is_left_out(tmp_path):
     assert ledger.owner() == OWNER
 
 
-@pytest.mark.parametrize("text", ["", '{"driver": "qe', '{"another": "file"}\n', "[1]\n", "\x00\x00"])
+@pytest.mark.parametrize(
+    "text", [b"", b'{"driver": "qe', b'{"another": "file"}\n', b"[1]\n", b"\x00\x00", b"\xff\xfe\n"]
+)
 def test_without_its_first_line_it_has_no_owner(tmp_path, text):
     """Nothing can have been made then."""
     ledger = Ledger.begin(tmp_path, OWNER)
-    ledger.path.write_text(text)
+    ledger.path.write_bytes(text)
     assert ledger.owner() is None
     assert not ledger.entries()
 
@@ -144,3 +147,66 @@ def test_a_disk_that_takes_half_a_line_is_full(tmp_path, monkeypatch):
             ledger.add(Kind.MACHINE, "a")
     ledger.add(Kind.MACHINE, "b")
     assert list(ledger.entries().machines) == ["b"]
+
+
+def test_lines_of_another_shape_are_left_out(ledger):
+    """As another version may write them, or nobody."""
+    ledger.add(Kind.MACHINE, "a")
+    for event in (
+        {"keep": "a"},
+        {"keep": ["a"], "until": 1},
+        {"add": "machine"},
+        {"add": "machine", "name": "b", "memory_mib": "much"},
+        {"gone": "machine", "name": ["a"]},
+        {"news": 1},
+    ):
+        ledger._append(event)
+    entries = ledger.entries()
+    assert (list(entries.machines), entries.kept) == (["a"], {})
+
+
+def test_an_owner_of_another_version(tmp_path):
+    """What that has added does not matter."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    text = ledger.path.read_text()
+    ledger.path.write_text(
+        text.replace('"driver"', '"color": "blue", "driver"').replace('"pid"', '"x": 1, "pid"')
+    )
+    assert ledger.owner() == OWNER
+
+
+def test_tags_become_plain_file_names(tmp_path):
+    """Whatever they are, the ledger stands in its folder and is found."""
+    ledger = Ledger.begin(tmp_path, replace(OWNER, tags={"run": "../feature/[x]*", "worker": "w" * 300}))
+    assert [found.path for found in Ledger.all(tmp_path)] == [ledger.path]
+    shared = Ledger.shared(tmp_path, "../[x]*", "qemu")
+    shared.join(OWNER)
+    assert [found.path for found in Ledger.all_shared(tmp_path, "../[x]*")] == [shared.path]
+    assert shared.join(replace(OWNER, driver="another")) == OWNER
+
+
+def test_a_lock_is_given_back_though_a_child_has_it_too(tmp_path):
+    """A child that was forked meanwhile inherits the descriptor."""
+    ledger = Ledger.begin(tmp_path, OWNER)
+    lock = ledger.lock()
+    assert lock is not None
+    with subprocess.Popen(["sleep", "60"], pass_fds=[lock]) as child:
+        Ledger.unlock(lock)
+        again = ledger.lock()
+        assert again is not None
+        Ledger.unlock(again)
+        child.kill()
+
+
+def test_a_lock_of_one_that_was_removed_and_begun_anew(tmp_path):
+    """Shared ones have names that come again: the lock is the present one's."""
+    shared = Ledger.shared(tmp_path, "r1", "qemu")
+    shared.join(OWNER)
+    old = shared.lock()
+    assert old is not None
+    shared.remove()
+    shared.join(OWNER)
+    new = shared.lock()
+    assert new is not None
+    Ledger.unlock(old)
+    Ledger.unlock(new)

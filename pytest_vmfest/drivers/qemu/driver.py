@@ -219,7 +219,7 @@ class QemuDriver(Driver):
                 found.append(listing.info(*self._look(name)))
             except DriverError:
                 with suppress(FileNotFoundError):  # it has just been destroyed
-                    found.append(listing.unknown(name, self._store.folder(name)))
+                    found.append(MachineInfo.half_made(self._store.folder(name)))
         return sorted(found, key=lambda info: info.created)
 
     # --- reaching the guest ------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from pytest_vmfest.drivers.qemu.nat import LOOPBACK
 from pytest_vmfest.specs import Endpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_vmfest.drivers.qemu.record import Record
 
 
@@ -27,17 +25,4 @@ def info(machine: Record, state: MachineState) -> MachineInfo:
         tags=spec.tags,
         created=machine.created,
         endpoint=None if port is None else Endpoint(LOOPBACK, port),
-    )
-
-
-def unknown(name: str, folder: Path) -> MachineInfo:
-    """The row of a half-created machine, or of one whose record is damaged: it can only be destroyed."""
-    return MachineInfo(
-        name=name,
-        state=MachineState.ABORTED,
-        image="",
-        memory_mib=0,
-        cpus=0,
-        tags={},
-        created=folder.stat().st_mtime,
     )

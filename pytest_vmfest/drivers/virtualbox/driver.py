@@ -232,9 +232,9 @@ class VirtualBoxDriver(Driver):
             machine = there.machines.find(name)
             there.machines.end(machine, Deadline(_POWER_DOWN_TIMEOUT_S))
             there.media.unregister(machine.com, there.machines.folder(name))
-        there.machines.forget_lost()
         folder = there.machines.folder(name)
         shutil.rmtree(folder, ignore_errors=True)
+        there.machines.forget_lost()  # its settings are gone
         if folder.exists():
             left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) or ["the folder"]
             raise DestroyError(f"machine {name!r}: cannot remove {', '.join(left)} in {folder}")
@@ -244,13 +244,18 @@ class VirtualBoxDriver(Driver):
         return self._look(name)[2]
 
     def machines(self) -> list[MachineInfo]:
-        """All machines of this store, oldest first."""
+        """All machines of this store, oldest first. One that is half-created shows without an image."""
         there = self._opened()
         found = []
         for machine in there.machines.all():
             with suppress(DriverError), trouble.translated("a machine cannot be looked at"):
                 found.append(self._info(there, machine))
-        return found
+        known = {info.name for info in found}
+        for folder in there.machines.folders():
+            if folder.name not in known:
+                with suppress(FileNotFoundError):  # it has just been destroyed
+                    found.append(MachineInfo.half_made(folder))
+        return sorted(found, key=lambda info: info.created)
 
     def _info(self, there: _Opened, machine: Machine) -> MachineInfo:
         state = there.machines.state(machine)

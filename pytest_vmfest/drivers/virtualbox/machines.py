@@ -94,6 +94,10 @@ class Machines:
             raise no_machine(name) from None
         return self._folder / name
 
+    def folders(self) -> list[Path]:
+        """The folders of all machines, also of those that VirtualBox does not know, or cannot tell of now."""
+        return [folder for folder in self._folder.glob("*") if folder.is_dir()]
+
     def settings_file(self, name: str) -> Path:
         """The machine's settings, by which VirtualBox's registry tells it from others'."""
         return self.folder(name) / f"{name}.vbox"
