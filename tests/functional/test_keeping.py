@@ -50,7 +50,11 @@ def test_its_time_comes(pytester, server, scanned):
     pytester.makepyfile(FAILING)
     pytester.runpytest_subprocess("--vm-keep", "failed", "--vm-keep-timeout", "0.1").assert_outcomes(failed=1)
     (machine,) = server.machines()
-    assert CliRunner().invoke(main, ["gc"]).stdout == f"{machine.name}: removed\n"
+    wait_for(
+        lambda: CliRunner().invoke(main, ["gc"]).stdout == f"{machine.name}: removed\n",
+        Deadline(10),
+        what="its time to come",
+    )
     scanned.nothing_is_left()
 
 
