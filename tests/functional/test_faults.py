@@ -16,7 +16,7 @@ from pytest_vmfest import MachineState, Server, VmfestError, WaitTimeoutError
 from pytest_vmfest.errors import ConnectionLostError
 from pytest_vmfest.waiting import Deadline, wait_for
 
-pytestmark = pytest.mark.qemu
+pytestmark = pytest.mark.any_driver  # all of it on QEMU
 
 GONE_S = 60
 # A run that nothing is wrong with any more, on a machine that has more to do.
@@ -78,25 +78,6 @@ def mounted(tmp_path_factory):
             with suppress(psutil.Error):
                 process.kill()
         subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-# --- the hypervisor ------------------------------------------------------------------------------------
-
-
-def test_the_hypervisor_is_killed(pytester, scanned, begin, next_run):
-    """A command that runs at that moment fails at once, and says that the machine was aborted."""
-    pytester.makepyfile(ENDLESS)
-    run = begin()
-    until((pytester.path / "started").exists, run, "the test to begin")
-    scanned.see(machines=1)
-    (hypervisor,) = scan.hypervisors(scanned.home)
-    hypervisor.kill()
-    output, _ = run.communicate(timeout=AT_ONCE_S)
-    assert run.returncode == pytest.ExitCode.TESTS_FAILED, output
-    assert "MachineGoneError: machine 'vm-" in output
-    assert "is aborted" in output
-    scanned.nothing_is_left()
-    next_run()
 
 
 # --- signals -------------------------------------------------------------------------------------------

@@ -125,6 +125,21 @@ def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, begin, nu
     scanned.nothing_is_left(within_s=GONE_S)
 
 
+def test_the_hypervisor_is_killed(pytester, scanned, begin):
+    """A command that runs at that moment fails at once, and says that the machine was aborted."""
+    pytester.makepyfile(ENDLESS)
+    run = begin()
+    until((pytester.path / "started").exists, run, "the test to begin")
+    scanned.see(machines=1)
+    (hypervisor,) = scan.hypervisors(scanned.home)
+    hypervisor.kill()
+    output, _ = run.communicate(timeout=180)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, output
+    assert "MachineGoneError: machine 'vm-" in output
+    assert "is aborted" in output
+    scanned.nothing_is_left()
+
+
 @pytest.mark.parametrize("moment", ["destroy", "launched"])
 def test_an_interrupt_at_the_worst_moment(pytester, vm_server, scanned, moment):
     """Ctrl-C while a machine is being destroyed, or just after its start: it is gone all the same."""
