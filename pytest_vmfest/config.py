@@ -21,10 +21,11 @@ def _option(
     choices: Callable[[], tuple[str, ...]] | None = None,
     metavar: str = "",
     is_path: bool = False,
+    is_pattern: bool = False,
     form: tuple[str, str] | None = None,
 ) -> Any:
-    said = {"help": help, "choices": choices, "metavar": metavar, "is_path": is_path, "form": form}
-    return field(default=default, metadata=said)
+    said = {"help": help, "choices": choices, "metavar": metavar, "form": form}
+    return field(default=default, metadata={**said, "is_path": is_path, "is_pattern": is_pattern})
 
 
 # Asked only when a value is to be checked: a run without machines does not load what it does not need.
@@ -46,7 +47,7 @@ class Settings:
 
     Each field ``some_name`` is the option ``--vm-some-name``, the ini key ``vm_some_name`` and the
     environment variable ``VMFEST_SOME_NAME``. A tuple may be given several times (in ini and environment:
-    separated by white space).
+    separated by white space; regular expressions: one a line).
     """
 
     driver: str = _option(
@@ -120,6 +121,32 @@ class Settings:
     boot_timeout: float = _option(
         300.0, "seconds from a machine's creation until it must answer over SSH", metavar="SECONDS"
     )
+    boot_retries: int = _option(
+        1,
+        "how often a machine that does not come up is replaced by a fresh one, which has the same time",
+        metavar="N",
+    )
+    artifacts: Path | None = _option(  # noqa: RUF009 - a field, like the others
+        None,
+        "keep consoles, commands and screens of failing tests' machines in DIR/<run>/<test>/<node>; "
+        "DIR/last leads to the newest run",
+        metavar="DIR",
+        is_path=True,
+    )
+    console_watch: str = _option(
+        "fail",
+        "when a guest's console tells of a kernel panic, an oops, the OOM killer or an emergency shell while "
+        "a test uses it: fail (the test, at once), warn, off",
+        choices=lambda: ("fail", "warn", "off"),
+        metavar="HOW",
+    )
+    console_patterns: tuple[str, ...] = _option(
+        (),
+        "regular expression for lines of the console that tell of trouble, besides the built-in ones; may be "
+        "given several times",
+        metavar="REGEX",
+        is_pattern=True,
+    )
     gui: bool = _option(False, "show the machines' screens in windows")
     durations: bool = _option(False, "show what each test's machines spent their time on")
 
@@ -134,6 +161,8 @@ class Option:
     choices: Callable[[], tuple[str, ...]] | None
     metavar: str
     is_path: bool
+    is_pattern: bool
+    """Whether its values are regular expressions; they may hold blanks."""
     form: tuple[str, str] | None
     """A pattern that the whole value matches, and examples of such values."""
 
@@ -164,6 +193,8 @@ class Option:
 
     def parse(self, value: Any, where: str) -> Any:
         """The value in the option's type; `ConfigurationError` names ``where`` it was written."""
+        if self.is_pattern:
+            return self._parse_patterns(value, where)
         if self.repeatable:
             values = tuple(value.split() if isinstance(value, str) else value)
             if not values:
@@ -171,6 +202,8 @@ class Option:
             return values
         if self.is_flag:
             return self._parse_flag(value, where)
+        if isinstance(self.default, int):
+            return self._parse_count(value, where)
         if isinstance(self.default, float):
             return self._parse_seconds(value, where)
         if self.is_path:
@@ -181,12 +214,27 @@ class Option:
             raise self._refuse(value, where, self.form[1])
         return value
 
+    def _parse_patterns(self, value: Any, where: str) -> tuple[str, ...]:
+        lines = value.splitlines() if isinstance(value, str) else value
+        patterns = tuple(line.strip() for line in lines if line.strip())
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise self._refuse(pattern, where, f"a regular expression ({error})") from None
+        return patterns
+
     def _parse_flag(self, value: Any, where: str) -> bool:
         words = {"1": True, "true": True, "yes": True, "on": True}
         words |= {"0": False, "false": False, "no": False, "off": False, "": False}
         if str(value).lower() not in words:
             raise self._refuse(value, where, "true or false")
         return words[str(value).lower()]
+
+    def _parse_count(self, value: Any, where: str) -> int:
+        if not re.fullmatch(r"\d{1,3}", str(value), re.ASCII):
+            raise self._refuse(value, where, "a whole number, 0 or more")
+        return int(value)
 
     def _parse_seconds(self, value: Any, where: str) -> float:
         try:

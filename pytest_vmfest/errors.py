@@ -24,6 +24,7 @@
     │   ├── ConnectionLostError
     │   │   └── MachineGoneError  the machine is off or destroyed, or its kernel panicked
     │   └── TransferError         put or get failed
+    ├── ConsoleAlarmError         a guest's console told of trouble while a test used it
     ├── CommandError              a checked command exited with another status than 0
     ├── CommandTimeoutError       a command did not end in time
     ├── WaitTimeoutError          a condition did not come true in time
@@ -146,6 +147,14 @@ class TransferError(RemoteError):
     """A file or folder could not be copied to or from the guest."""
 
 
+class ConsoleAlarmError(VmfestError):
+    """A guest's console told of trouble while a test used it; ``line`` is what it said."""
+
+    def __init__(self, message: str, *, line: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
 class CommandError(VmfestError):
     """A checked command exited with a status other than 0; ``result`` holds its output."""
 
@@ -173,8 +182,9 @@ class StartError(VmfestError):
     """A machine did not become a connected node.
 
     ``stage`` is one of created, running, kernel, login, network, init_script;
-    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console;
-    ``kept`` has the name of the machine if it was left as it is.
+    ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console, and
+    ``console`` all of it; ``node`` and ``machine`` are the names; ``kept`` has the name of the machine if it
+    was left as it is.
     """
 
     def __init__(
@@ -183,6 +193,9 @@ class StartError(VmfestError):
         *,
         stage: str,
         elapsed_s: float,
+        node: str = "",
+        machine: str = "",
+        console: str = "",
         console_tail: str = "",
         hint: str = "",
         kept: Sequence[str] = (),
@@ -190,6 +203,9 @@ class StartError(VmfestError):
         super().__init__(message, hint=hint)
         self.stage = stage
         self.elapsed_s = elapsed_s
+        self.node = node
+        self.machine = machine
+        self.console = console
         self.console_tail = console_tail
         self.kept = tuple(kept)
 

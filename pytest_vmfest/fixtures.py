@@ -10,6 +10,7 @@ from pytest_vmfest.markers import marked_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
@@ -20,17 +21,22 @@ if TYPE_CHECKING:
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 RUN: pytest.StashKey[Run] = pytest.StashKey()
+ARTIFACTS: pytest.StashKey[Path] = pytest.StashKey()
+"""The run's folder for them, if there is to be one."""
 
 
 def run_of(config: pytest.Config) -> Run:
     """The run that all fixtures share; a session that uses no machine never makes one."""
     if RUN not in config.stash:
+        from pytest_vmfest.artifacts import Artifacts
         from pytest_vmfest.progress import LineProgress
         from pytest_vmfest.report import line_writer
         from pytest_vmfest.run import Run
 
         progress = LineProgress(line_writer(config))
-        config.stash[RUN] = Run.of(config, config.stash[SETTINGS], progress)
+        folder = config.stash.get(ARTIFACTS, None)
+        artifacts = Artifacts(folder) if folder else None
+        config.stash[RUN] = Run.of(config, config.stash[SETTINGS], progress, artifacts)
     return config.stash[RUN]
 
 

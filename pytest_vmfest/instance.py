@@ -25,6 +25,11 @@ STOP_TIMEOUT_S = 120.0
 SNAPSHOT_TIMEOUT_S = 300.0
 
 
+def last_lines(console: str, lines: int = 15) -> str:
+    """The end of what a console said."""
+    return "\n".join(console.rstrip().splitlines()[-lines:])
+
+
 class Instance:
     """One machine, cloned from an image model; leaving its ``with`` block destroys it.
 
@@ -134,7 +139,7 @@ class Instance:
     def console_tail(self, lines: int = 15) -> str:
         """The console's last lines; empty if there is nothing, or no machine any more."""
         with suppress(MachineNotFoundError):
-            return "\n".join(self.console().rstrip().splitlines()[-lines:])
+            return last_lines(self.console(), lines)
         return ""
 
     def screenshot(self, path: Path) -> None:

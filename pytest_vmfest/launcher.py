@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import ConfigurationError, DestroyError, GroupStartError, clean_up_after
 from pytest_vmfest.progress import silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.startup import GivenUpError, Startup
+from pytest_vmfest.tries import Tries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,24 +19,34 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
-    from pytest_vmfest.startup import Plan
+    from pytest_vmfest.startup import FailedBoot, Plan
 
 
 class Launcher:
     """Starts and destroys nodes on one driver.
 
-    ``boot_timeout_s`` is each node's budget from its machine's creation to its first command. With
+    ``boot_timeout_s`` is each machine's budget from its creation to its first command; a machine that does
+    not come up is replaced by a fresh one up to ``boot_retries`` times, of which ``news`` is told. With
     ``keep_failed`` a machine that failed to start is left as it is. ``progress`` is told each node's stages.
     """
 
     def __init__(
-        self, driver: Driver, *, boot_timeout_s: float, keep_failed: bool = False, progress: Progress = silent
+        self,
+        driver: Driver,
+        *,
+        boot_timeout_s: float,
+        boot_retries: int = 0,
+        keep_failed: bool = False,
+        progress: Progress = silent,
+        news: Progress = silent,
     ) -> None:
         """Remember driver and limits."""
         self._driver = driver
         self._boot_timeout_s = boot_timeout_s
         self._keep_failed = keep_failed
+        self._boot_retries = boot_retries
         self._progress = progress
+        self._news = news
 
     def launch(self, plans: Sequence[Plan]) -> list[Node]:
         """Start all, in parallel; when one fails, the others are given up and nothing is left.
@@ -43,14 +55,7 @@ class Launcher:
         """
         _check_memory(plans)
         startups = [
-            Startup(
-                self._driver,
-                plan,
-                timeout_s=self._boot_timeout_s,
-                keep=self._keep_failed,
-                progress=self._progress,
-            )
-            for plan in plans
+            Tries(partial(self._startup, plan), retries=self._boot_retries, news=self._news) for plan in plans
         ]
         if len(startups) == 1:
             return [startups[0].run()]
@@ -64,7 +69,18 @@ class Launcher:
             raise self._group_error(failures, _started(futures), len(plans))
         return _started(futures)
 
-    def _run_all(self, startups: Sequence[Startup]) -> list[Future[Node]]:
+    def _startup(self, plan: Plan, before: Sequence[FailedBoot], last: bool) -> Startup:
+        return Startup(
+            self._driver,
+            plan,
+            timeout_s=self._boot_timeout_s,
+            keep=self._keep_failed,
+            progress=self._progress,
+            before=before,
+            last=last,
+        )
+
+    def _run_all(self, startups: Sequence[Tries]) -> list[Future[Node]]:
         """Run all to their end; the first failure cancels those that are not through yet."""
         futures: list[Future[Node]] = []
         # As many at once as there are CPUs: more would only slow each other down and miss their deadlines.
@@ -122,7 +138,7 @@ def _started(futures: Sequence[Future[Node]]) -> list[Node]:
     return [future.result() for future in done if future.exception() is None]
 
 
-def _cancel(startups: Sequence[Startup]) -> None:
+def _cancel(startups: Sequence[Tries]) -> None:
     for startup in startups:
         startup.cancel()
     for startup in startups:

@@ -11,6 +11,7 @@ from pytest_vmfest import ssh
 from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.errors import (
     ConnectionLostError,
+    ConsoleAlarmError,
     DriverError,
     MachineGoneError,
     MachineNotFoundError,
@@ -40,6 +41,9 @@ class Link:
         self._instance = instance
         self._remote: Remote | None = None
         self._lock = threading.Lock()
+        self.watch: Callable[[bool], None] = lambda at_once: None
+        """Called while a command or transfer runs, or a connection is waited for; may raise
+        `ConsoleAlarmError` to break that off. Told whether to look although it has just looked."""
 
     def remote(
         self,
@@ -63,17 +67,20 @@ class Link:
     def using(self, deadline: Deadline) -> Iterator[Remote]:
         """The connection, for the time of a command or transfer, while the machine is watched.
 
-        When it stops or panics meanwhile, the connection is closed and `MachineGoneError` says why.
+        When it stops or panics meanwhile, the connection is closed and `MachineGoneError` says why; likewise
+        when `watch` raises.
         """
+        self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[MachineGoneError] = []
+        trouble: list[MachineGoneError | ConsoleAlarmError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
-                except MachineGoneError as error:
+                    self.watch(False)
+                except (MachineGoneError, ConsoleAlarmError) as error:
                     trouble.append(error)
                     remote.close()
                     return
@@ -90,6 +97,7 @@ class Link:
                 raise trouble[0] from error
             with suppress(DriverError, OSError):
                 self._check_alive(paused_too=True)
+            self.watch(True)
             raise
         finally:
             done.set()
@@ -119,6 +127,7 @@ class Link:
 
         def watch_all() -> None:
             self._check_alive()
+            self.watch(False)
             if watch is not None:
                 watch()
 

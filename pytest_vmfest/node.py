@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -13,10 +14,12 @@ from pytest_vmfest.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectionLostError,
+    ConsoleAlarmError,
     MachineGoneError,
     RemoteError,
     WaitTimeoutError,
 )
+from pytest_vmfest.journal import Journal
 from pytest_vmfest.link import Link
 from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
@@ -59,6 +62,10 @@ class Node:
         self.role = role
         self.timings: dict[str, float] = {}
         """Seconds that each phase took: clone, boot, ssh, network, init_script."""
+        self.journal = Journal()
+        """The last commands that were run by `run` and what is made of it; never their standard input."""
+        self.expected: list[re.Pattern[str]] = []
+        """What `expect_console` allows its console to say."""
         self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._link = Link(instance)
@@ -132,6 +139,24 @@ class Node:
         `WaitTimeoutError` when it had to be made anew first and that took too long.
         """
         __tracebackhide__ = True
+        with self.journal.noting(command_text(cmd)) as noted:
+            return noted(
+                self._run(cmd, check=check, timeout_s=timeout_s, input=input, user=user, env=env, cwd=cwd)
+            )
+
+    def _run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        check: bool = False,
+        timeout_s: float | None = None,
+        input: str | bytes | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> CommandResult:
+        """`run`, not noted in the journal."""
+        __tracebackhide__ = True
         text = command_text(cmd)
         script = compose(cmd, self.image.login, user=user, env=env, cwd=cwd)
         data = input.encode(ENCODING) if isinstance(input, str) else input
@@ -150,6 +175,9 @@ class Node:
                 stdout=error.stdout,
                 stderr=error.stderr,
             ) from None
+        except (MachineGoneError, ConsoleAlarmError) as error:
+            # How the connection was closed for it, by us, explains nothing.
+            raise error.with_traceback(None) from None
         result = CommandResult(
             text,
             done.exit_status,
@@ -241,7 +269,7 @@ class Node:
     def reboot(self, *, timeout_s: float | None = None) -> None:
         """Restart the guest from inside and wait until it answers again, as the same node."""
         deadline = Deadline(self._connect_timeout_s if timeout_s is None else timeout_s)
-        before = self.run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
+        before = self._run(_BOOT_ID, check=True, timeout_s=deadline.remaining_s).stdout
         with suppress(ConnectionLostError, CommandTimeoutError):
             self._as_root("reboot", deadline.at_most(10))
         trouble: list[RemoteError] = []
@@ -293,6 +321,15 @@ class Node:
         """All that the guest wrote to its first serial port."""
         return self.instance.console()
 
+    def expect_console(self, pattern: str) -> None:
+        """Allow the console to say what would make the running test fail: lines that match ``pattern``.
+
+        That is a regular expression, searched in each line; it holds until the test's end.
+
+        >>> node.expect_console("Kernel panic")  # doctest: +SKIP
+        """
+        self.expected.append(re.compile(pattern))
+
     def screenshot(self, path: str | os.PathLike[str]) -> None:
         """Write the screen to ``path`` as PNG."""
         self.instance.screenshot(Path(path))
@@ -309,13 +346,17 @@ class Node:
         finally:
             self._link.drop()
 
-    # --- for the launcher --------------------------------------------------------------------------
+    # --- for the launcher and the plugin ---------------------------------------------------------------
 
     def connect(
         self, deadline: Deadline, *, watch: Callable[[], None], on_stage: Callable[[str], None]
     ) -> None:
         """Wait for the first connection; see `Link.remote`."""
         self._link.remote(deadline, watch=watch, on_stage=on_stage)
+
+    def watch_with(self, look: Callable[[bool], None]) -> None:
+        """Call ``look``, as `Link.watch`, while commands and transfers run; it may break them off."""
+        self._link.watch = look
 
     def disconnect(self) -> None:
         """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""
@@ -330,7 +371,7 @@ class Node:
         self._as_root(text, deadline)
 
     def _as_root(self, text: str, deadline: Deadline) -> None:
-        self.run(text, user="root", check=True, timeout_s=deadline.timeout())
+        self._run(text, user="root", check=True, timeout_s=deadline.timeout())
 
     def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
         return self._link.using(deadline.at_most(self._connect_timeout_s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from pytest_vmfest.errors import (
     VmfestError,
 )
 from pytest_vmfest.fixtures import (
+    ARTIFACTS,
     RUN,
     SETTINGS,
     _vm_default_image,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
     from _pytest.terminal import TerminalReporter
 
-    from pytest_vmfest.run import Holding
+    from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.watchdog import Watchdog
 
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 
@@ -50,6 +53,7 @@ _OUR_TROUBLE = (
     ImageError,
     DriverUnavailableError,
 )
+_WORKER_ARTIFACTS = "vmfest_artifacts"
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
@@ -65,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         if option.repeatable:
             how["action"] = "append"
         group.addoption(option.flag, dest=option.ini, default=None, help=names.replace("%", "%%"), **how)
-        kind: Any = "args" if option.repeatable else "string"
+        kind: Any = "linelist" if option.is_pattern else "args" if option.repeatable else "string"
         parser.addini(option.ini, f"{option.help} [see {option.flag}]", type=kind, default=None)
 
 
@@ -78,6 +82,30 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"vmfest: {error}") from None
     config.stash[SETTINGS] = settings
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """See to it that there is a place for artifacts before anything fails; workers use the controller's."""
+    config = session.config
+    folder = config.stash[SETTINGS].artifacts
+    if folder is None or _runs_no_test(config):
+        return
+    if worker := getattr(config, "workerinput", None):
+        config.stash[ARTIFACTS] = Path(worker[_WORKER_ARTIFACTS])
+        return
+    from pytest_vmfest.artifacts import begin_run
+
+    try:
+        config.stash[ARTIFACTS] = begin_run(folder)
+    except OSError as error:
+        raise pytest.UsageError(f"vmfest: --vm-artifacts: cannot write to {folder}: {error}") from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the xdist controller: tell a worker where the artifacts go."""
+    if folder := node.config.stash.get(ARTIFACTS, None):
+        node.workerinput[_WORKER_ARTIFACTS] = str(folder)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -113,7 +141,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """Say which driver, version and accelerator the collected tests will run on, if any needs one."""
-    if config.getoption("collectonly", False) or config.getoption("setupplan", False):
+    if _runs_no_test(config):
         return None
     if not any(_uses_machines(item) for item in items):
         return None
@@ -122,6 +150,10 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
         return f"vmfest: {server.describe()}, store {server.home}"
     except VmfestError as error:
         return f"vmfest: {error.message}"
+
+
+def _runs_no_test(config: pytest.Config) -> bool:
+    return bool(config.getoption("collectonly", False) or config.getoption("setupplan", False))
 
 
 def _uses_machines(test: pytest.Item | pytest.Metafunc) -> bool:
@@ -155,25 +187,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Make machines of a wider scope pristine again, where their fixture asks for it."""
-    for holding in _holdings_of(item):
-        if holding.reset is not None:
-            holding.reset()
+    if run := item.config.stash.get(RUN, None):
+        run.begin(item)
 
 
-def _holdings_of(item: pytest.Item) -> list[Holding]:
-    run = item.config.stash.get(RUN, None)
-    return run.holdings_of(item) if run else []
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test, or warn, when the console of a machine that it uses tells of trouble."""
+    watchdog = _watchdog(item.config)
+    if watchdog and watchdog.breaks_off:
+        _judge(item, watchdog.alarms)
+    try:
+        result = yield
+    finally:
+        watchdog = _watchdog(item.config)  # the test may be the first to use a machine
+        alarms = watchdog.end() if watchdog else []
+    _judge(item, alarms)
+    return result
+
+
+def _watchdog(config: pytest.Config) -> Watchdog | None:
+    run = config.stash.get(RUN, None)
+    return run.watchdog if run else None
+
+
+def _judge(item: pytest.Item, alarms: list[Alarm]) -> None:
+    if alarms:
+        from pytest_vmfest import telling
+
+        telling.judge(item, alarms, fatal=item.config.stash[SETTINGS].console_watch == "fail")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whose test failed; show trouble of the infrastructure without our own frames."""
+    """Remember whose test failed; tell of its machines; show trouble of the infrastructure without frames."""
     made = yield
-    if made.failed:
-        for holding in _holdings_of(item):
+    if made.failed and (run := item.config.stash.get(RUN, None)):
+        from pytest_vmfest import telling
+
+        for holding in run.holdings_of(item):
             holding.failed = True
+        telling.tell(run, item, made, call.excinfo.value if call.excinfo else None)
     if (
         call.when != "call"
         and call.excinfo is not None
@@ -182,6 +238,17 @@ def pytest_runtest_makereport(
     ):
         made.longrepr = call.excinfo.getrepr(style="value", chain=False)
     return made
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
+    """Let JUnit's XML tell of a failing test's machines, too."""
+    if not report.failed:
+        return (yield)
+    from pytest_vmfest import telling
+
+    with telling.shown_in_junit(report):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
@@ -206,6 +273,15 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
             from pytest_vmfest import report
 
             output[report.WORKER_KEY] = report.to_worker_output(run)
+        _end_artifacts(session.config)
+
+
+def _end_artifacts(config: pytest.Config) -> None:
+    folder = config.stash.get(ARTIFACTS, None)
+    if folder is not None and not hasattr(config, "workerinput"):
+        from pytest_vmfest.artifacts import end_run
+
+        end_run(folder)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,9 +39,14 @@ class LineProgress:
         self._write = write
         self._last = ""
         self._told = 0.0
+        self._lock = threading.Lock()
 
     def __call__(self, step: Step) -> None:
-        """Tell one step, if it is time to."""
+        """Tell one step, if it is time to. Several threads may tell at once."""
+        with self._lock:
+            self._tell(step)
+
+    def _tell(self, step: Step) -> None:
         now = time.monotonic()
         text = f"{step.task}: {step.text}"
         if text == self._last and (step.total is None or now - self._told < _EVERY_S):

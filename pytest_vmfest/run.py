@@ -7,7 +7,7 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.config import store_home
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from pytest_vmfest.artifacts import Artifacts
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
+    from pytest_vmfest.look import Look
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.request import VmRequest
     from pytest_vmfest.server import Server
     from pytest_vmfest.specs import ImageModel
+    from pytest_vmfest.watchdog import Watchdog
 
 # The snapshot that `reset=True` goes back to.
 PRISTINE = "vmfest-pristine"
@@ -49,6 +52,25 @@ class Holding:
     reset: Callable[[], object] | None = None
     failed: bool = False
     """Whether a test that used them failed."""
+    began: dict[str, int] = field(default_factory=dict)
+    """By node: the length of its console when the present test began; missing if the test made it."""
+
+    def mark(self) -> None:
+        """The present test begins here on the consoles."""
+        from pytest_vmfest.look import console_lengths
+
+        self.began = console_lengths(self.group.values())
+
+    def belongs_to(self, item: pytest.Item) -> bool:
+        """Whether a test's own fixtures hold it."""
+        by_name = self.fixture in getattr(item, "fixturenames", []) and self.scope in item.listchain()
+        return self.scope is item or by_name
+
+    def look(self, *, state: str = "") -> list[Look]:
+        """What can be found out about its nodes now; see `look_at`."""
+        from pytest_vmfest.look import look_at
+
+        return look_at([(node, self.began.get(node.name, 0)) for node in self.group.values()], state=state)
 
 
 @dataclass(frozen=True)
@@ -85,13 +107,34 @@ class Run:
     progress: Progress
     controller: Process | None = None
     """xdist's controller, for which this process works."""
+    artifacts: Artifacts | None = None
+    """Where to keep what failing tests leave, if it is to be kept."""
     holdings: list[Holding] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    departed: list[tuple[Holding, list[Look]]] = field(default_factory=list)
+    """What the present test's fixtures have let go already, as it was then."""
     _servers: dict[tuple[str, bool], Server] = field(default_factory=dict)
 
+    @cached_property
+    def watchdog(self) -> Watchdog | None:
+        """What looks at the consoles of the running test's nodes; None if that is switched off."""
+        from pytest_vmfest.alarms import alarm_patterns
+        from pytest_vmfest.watchdog import Watchdog
+
+        if self.settings.console_watch == "off":
+            return None
+        patterns = alarm_patterns(self.settings.console_patterns)
+        return Watchdog(patterns, breaks_off=self.settings.console_watch == "fail")
+
     @classmethod
-    def of(cls, config: pytest.Config, settings: Settings, progress: Progress) -> Run:
+    def of(
+        cls,
+        config: pytest.Config,
+        settings: Settings,
+        progress: Progress,
+        artifacts: Artifacts | None = None,
+    ) -> Run:
         """The run that pytest's process takes part in: as one of xdist's workers, or alone.
 
         Told by pytest, not by xdist's environment variables: a pytest that a test starts inherits those.
@@ -103,6 +146,7 @@ class Run:
             worker=worker.get("workerid", "main"),
             progress=progress,
             controller=Process.of(os.getppid()) if worker else None,
+            artifacts=artifacts,
         )
 
     def server(self, driver: str | None = None, *, shared: bool = False) -> Server:
@@ -191,8 +235,39 @@ class Run:
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
         """What a test's own fixtures hold."""
-        fixtures, around = getattr(item, "fixturenames", []), item.listchain()
-        return [one for one in self.holdings if one.fixture in fixtures and one.scope in around]
+        return [one for one in self.holdings if one.belongs_to(item)]
+
+    def begin(self, item: pytest.Item) -> None:
+        """A test begins, or begins anew, and is to find machines of a wider scope reset if that is wished.
+
+        What they said before is not its matter.
+        """
+        self.departed.clear()
+        if self.watchdog:
+            self.watchdog.end()  # a test that was skipped has not been told of
+        if self.artifacts:
+            self.artifacts.begin()
+        held = self.holdings_of(item)
+        for holding in held:
+            holding.mark()
+        for holding in held:
+            if holding.reset is not None:
+                holding.reset()
+                holding.mark()
+        if self.watchdog:
+            self.watchdog.begin(
+                (node, holding.began.get(node.name, 0)) for holding in held for node in holding.group.values()
+            )
+
+    def looks_of(self, item: pytest.Item) -> list[Look]:
+        """What can be found out about the nodes of a test's fixtures, also of those that are gone again."""
+        gone = [look for holding, looks in self.departed if holding.belongs_to(item) for look in looks]
+        looks = gone + [look for holding in self.holdings_of(item) for look in holding.look()]
+        for alarm in self.watchdog.end() if self.watchdog else []:
+            for look in looks:
+                if look.machine == alarm.machine:
+                    look.alarms.append(alarm.line)
+        return looks
 
     def _shared(
         self,
@@ -238,6 +313,8 @@ class Run:
         try:
             self.holdings.append(holding)
             for node in group.values():
+                if self.watchdog:
+                    self.watchdog.add(node)
                 self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
             if reset:
                 group.each(lambda node: node.snapshot(PRISTINE))
@@ -249,7 +326,10 @@ class Run:
 
     def _let_go(self, holding: Holding, test: str, server: Server) -> None:
         self.holdings.remove(holding)
-        if self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed):
+        keep = self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed)
+        # Whether the teardown fails is known only when all is gone.
+        self.departed.append((holding, holding.look(state="kept" if keep else "destroyed after the test")))
+        if keep:
             for node in holding.group.values():
                 self._keep_node(test, server, node)
         else:

@@ -54,8 +54,9 @@ class Server:
     VMFEST_HOME, else the user's cache folder); ``accel`` auto, kvm or tcg; ``qemu`` the folder of QEMU's
     programs (default: PATH); ``cpu`` the CPU model of QEMU's machines (default: the driver's choice);
     ``local_interface`` and ``bridged_interface`` VirtualBox's networks (see `DriverSettings`); ``gui`` shows
-    the machines' screens in windows; ``boot_timeout_s`` the seconds from a node's creation to its first
-    command. Nothing is touched before the first use.
+    the machines' screens in windows; ``boot_timeout_s`` the seconds from a machine's creation to its first
+    command, and ``boot_retries`` how often a node's machine that does not come up is replaced by a fresh one.
+    Nothing is touched before the first use.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Server:
         user: str = "",
         password: str = "",
         boot_timeout_s: float = BOOT_TIMEOUT_S,
+        boot_retries: int = 0,
         progress: Progress = silent,
     ) -> None:
         """Remember where and how; `ConfigurationError`: unknown driver, or it takes no ``url``."""
         self.home = Path(home).absolute() if home is not None else store_home()
         self.boot_timeout_s = boot_timeout_s
+        self.boot_retries = boot_retries
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
         self._settings = DriverSettings(
@@ -116,7 +119,13 @@ class Server:
         # A test may ask for a local driver by name though the others go to another host.
         if driver not in (None, "auto", settings.driver) and not driver_class(driver).takes_url:
             how["url"] = None
-        return cls(driver or settings.driver, boot_timeout_s=settings.boot_timeout, progress=progress, **how)
+        return cls(
+            driver or settings.driver,
+            boot_timeout_s=settings.boot_timeout,
+            boot_retries=settings.boot_retries,
+            progress=progress,
+            **how,
+        )
 
     def __repr__(self) -> str:
         """``<Server qemu in ~/.cache/vmfest>``."""
@@ -336,5 +345,10 @@ class Server:
 
     def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
         return Launcher(
-            self.driver, boot_timeout_s=self.boot_timeout_s, keep_failed=keep_failed, progress=progress
+            self.driver,
+            boot_timeout_s=self.boot_timeout_s,
+            boot_retries=self.boot_retries,
+            keep_failed=keep_failed,
+            progress=progress,
+            news=self._progress,
         )

@@ -8,15 +8,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vmfest.errors import CommandError, StartError, VmfestError, clean_up_after
-from pytest_vmfest.instance import Instance
+from pytest_vmfest.errors import (
+    AuthenticationError,
+    CommandError,
+    ConfigurationError,
+    DriverUnavailableError,
+    HostKeyError,
+    ImageError,
+    MachineNotFoundError,
+    NotSupportedError,
+    StartError,
+    StoreError,
+    VmfestError,
+    clean_up_after,
+)
+from pytest_vmfest.instance import Instance, last_lines
 from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.waiting import Deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.guest import Introduction
@@ -47,6 +60,32 @@ class Plan:
     init_script: str | None = None
 
 
+# Another machine would fare no better.
+_NOT_OF_THE_BOOT = (
+    ConfigurationError,
+    StoreError,
+    ImageError,
+    DriverUnavailableError,
+    NotSupportedError,
+    AuthenticationError,
+    HostKeyError,
+)
+_BOOT_STAGES = ("running", "kernel", "login")
+
+
+@dataclass(frozen=True)
+class FailedBoot:
+    """A start that failed because the machine did not come up."""
+
+    stage: str
+    elapsed_s: float
+    reason: str
+
+    def __str__(self) -> str:
+        """``stage kernel, after 3.1 s: the guest's kernel panicked: …``."""
+        return f"stage {self.stage}, after {self.elapsed_s:.1f} s: {self.reason}"
+
+
 class GivenUpError(Exception):
     """A start was broken off because another node of the group failed, or the user interrupted."""
 
@@ -55,17 +94,30 @@ class Startup:
     """Carries out one plan, knowing at any time which stage it is in."""
 
     def __init__(
-        self, driver: Driver, plan: Plan, *, timeout_s: float, keep: bool, progress: Progress = silent
+        self,
+        driver: Driver,
+        plan: Plan,
+        *,
+        timeout_s: float,
+        keep: bool,
+        progress: Progress = silent,
+        before: Sequence[FailedBoot] = (),
+        last: bool = True,
     ) -> None:
         """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine.
 
-        ``progress`` is told each stage.
+        ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this is the
+        ``last``, a machine that did not come up is not kept: another one follows.
         """
+        self.failed_boot: FailedBoot | None = None
+        """Set when the start may be tried again; nothing is left of its machine then."""
         self._driver = driver
         self._plan = plan
         self._timeout_s = timeout_s
         self._keep = keep
         self._progress = progress
+        self._before = before
+        self._last = last
         self._stage = "created"
         self._created = False
         self._cancelled = threading.Event()
@@ -73,6 +125,11 @@ class Startup:
         self._timings: dict[str, float] = {}
         self._instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
         self._node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
+
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        return self._plan.spec.name
 
     def cancel(self) -> None:
         """Give the start up; `run` then raises `GivenUpError`, at the latest after `disconnect`."""
@@ -150,8 +207,10 @@ class Startup:
     def _explain(self, error: VmfestError, deadline: Deadline) -> StartError:
         """The error to show for ``error``; the machine is destroyed by the way, or kept."""
         name = self._instance.name
-        console = self._console_tail()
-        kept = self._keep and self._created
+        console = self._console()
+        stage = self._told_stage(console)
+        again = not self._last and stage in _BOOT_STAGES and not isinstance(error, _NOT_OF_THE_BOOT)
+        kept = self._keep and self._created and not again
         remark = ""
         if kept:
             self._node.disconnect()
@@ -161,40 +220,58 @@ class Startup:
                 self._destroy()
             except Exception as failure:
                 remark = f"and its machine could not be destroyed: {failure}"
-        return self._error(error, deadline, console, remark, (name,) if kept else ())
+                again = False
+        if again:
+            self.failed_boot = FailedBoot(stage, deadline.elapsed_s, error.message)
+        return self._error(error, deadline, stage, console, remark, (name,) if kept else ())
 
-    def _console_tail(self) -> str:
+    def _told_stage(self, console: str) -> str:
+        if self._stage in ("address", "port", "banner"):
+            # slirp and NAT accept connections for a guest that is not there yet: only the console tells.
+            return "kernel" if last_lines(console) else "running"
+        return self._stage
+
+    def _console(self) -> str:
         if not self._created:
             return ""
         try:
-            return self._instance.console_tail()
+            return self._instance.console()
+        except MachineNotFoundError:
+            return ""
         except (VmfestError, OSError) as failure:
             return f"(its console cannot be read: {failure})"
 
     def _error(
-        self, error: VmfestError, deadline: Deadline, console: str, remark: str, kept: tuple[str, ...]
+        self,
+        error: VmfestError,
+        deadline: Deadline,
+        stage: str,
+        console: str,
+        remark: str,
+        kept: tuple[str, ...],
     ) -> StartError:
-        spec = self._plan.spec
-        stage = self._stage
-        if stage in ("address", "port", "banner"):
-            # slirp and NAT accept connections for a guest that is not there yet: only the console tells.
-            stage = "kernel" if console else "running"
+        spec, name = self._plan.spec, self._plan.introduction.hostname
+        last = last_lines(console)
         lines = [
-            f"node {self._plan.introduction.hostname!r} did not start: {error.message}",
+            f"node {name!r} did not start: {error.message}",
             f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self._timeout_s:g} s",
             f"  machine: {spec.name}, image {spec.image.name}, {spec.hardware.memory_mib} MiB, "
             f"{spec.hardware.cpus} CPU, driver {self._driver.name}",
         ]
         if stage != "created" and not isinstance(error, CommandError):
-            told = console.splitlines() or ["(nothing)"]
+            told = last.splitlines() or ["(nothing)"]
             lines += ["  its console said last:", *(f"    | {line}" for line in told)]
+        lines += [f"  another machine had failed before: {failed}" for failed in self._before]
         if remark:
             lines.append(f"  {remark}")
         return StartError(
             "\n".join(lines),
             stage=stage,
-            elapsed_s=deadline.elapsed_s,
-            console_tail=console,
+            elapsed_s=sum(failed.elapsed_s for failed in self._before) + deadline.elapsed_s,
+            node=name,
+            machine=spec.name,
+            console=console,
+            console_tail=last,
             hint=error.hint,
             kept=kept,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+
+def all_within(timeout_s: float, *actions: Callable[[], object]) -> list[str]:
+    """Call all at once, each in a thread of its own, and go on after ``timeout_s`` whatever has not ended.
+
+    Returns for each in a few words why it came to nothing; empty if it did not. What has not ended is left
+    to itself: that is for looks at things that may hang, not for work.
+
+    >>> all_within(1, lambda: None, lambda: 1 / 0)
+    ['', 'division by zero']
+    """
+    ends = [f"no answer within {timeout_s:g} s"] * len(actions)
+
+    def act(number: int) -> None:
+        try:
+            actions[number]()
+        except Exception as error:
+            ends[number] = str(error) or type(error).__name__
+        else:
+            ends[number] = ""
+
+    threads = [
+        threading.Thread(target=act, args=(number,), name="vmfest-look", daemon=True)
+        for number in range(len(actions))
+    ]
+    deadline = Deadline(timeout_s)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(deadline.remaining_s)
+    return list(ends)
 
 
 class Deadline:

@@ -12,6 +12,7 @@ PANIC = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger"
 @pytest.mark.vm(image="tiny")
 def test_a_panic_ends_a_running_command_and_a_revert_heals(vm_instance):
     """A command without any timeout ends with the panic's line; after a revert or a start the node works."""
+    vm_instance.expect_console("Kernel panic")
     vm_instance.snapshot("well")
     began = time.monotonic()
     with pytest.raises(ConnectionLostError, match=r"panicked: .*Kernel panic - not syncing"):

@@ -45,6 +45,12 @@ def test_flags_in_the_environment(word, value):
     assert load_settings(environ={"VMFEST_DURATIONS": word}).durations is value
 
 
+def test_patterns_are_one_a_line():
+    """A regular expression may hold blanks."""
+    settings = load_settings(environ={"VMFEST_CONSOLE_PATTERNS": " disk error\n\n(?i)fatal: .* "})
+    assert settings.console_patterns == ("disk error", "(?i)fatal: .*")
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
@@ -54,8 +60,12 @@ def test_flags_in_the_environment(word, value):
         ("VMFEST_LOCAL_INTERFACE", "eth0", "vboxnet0, vboxnet1 or so"),
         ("VMFEST_BOOT_TIMEOUT", "-1", "a positive number of seconds"),
         ("VMFEST_BOOT_TIMEOUT", "inf", "a positive number of seconds"),
+        ("VMFEST_BOOT_RETRIES", "-1", "a whole number, 0 or more"),
+        ("VMFEST_BOOT_RETRIES", "twice", "a whole number, 0 or more"),
         ("VMFEST_DURATIONS", "perhaps", "true or false"),
         ("VMFEST_IMAGE", " ", "at least one value"),
+        ("VMFEST_CONSOLE_WATCH", "bark", "one of fail, warn, off"),
+        ("VMFEST_CONSOLE_PATTERNS", "fine\n(unclosed", "a regular expression (missing ), "),
     ],
 )
 def test_wrong_values_name_their_place(variable, value, expected):

@@ -1,12 +1,19 @@
 """Starts that go well and wrong, alone and in groups, on the fake driver."""
 
+import re
 import threading
 
 import pytest
 
 from pytest_vmfest import DestroyError, GroupStartError, Server, StartError
 from pytest_vmfest.drivers.fake import FakeFault
-from pytest_vmfest.errors import ConfigurationError, MachineExistsError
+from pytest_vmfest.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    HostKeyError,
+    MachineExistsError,
+    StoreError,
+)
 from pytest_vmfest.request import VmRequest
 from pytest_vmfest.specs import HardwareModel
 from pytest_vmfest.waiting import Deadline
@@ -179,3 +186,102 @@ def test_an_interrupt_while_a_group_starts_leaves_nothing(server, monkeypatch):
         server.launch_group(2, image="tiny")
     assert server.driver.machines() == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-launch")]
+
+
+@pytest.mark.parametrize("fault", [FakeFault.START_FAILS, FakeFault.DIES, FakeFault.PANICS])
+def test_a_boot_that_fails_is_tried_again_and_told(tmp_path, fault):
+    """The second machine becomes the node; a line tells why there was a first one."""
+    told = []
+    with Server("fake", home=tmp_path, boot_retries=1, progress=told.append) as server:
+        server.driver.inject(fault, times=1)
+        with server.launch("db", image="tiny") as node:
+            assert node.check_output("hostname") == "db"
+            assert len(server.machines()) == 1
+        assert server.machines() == []
+    (step,) = told
+    assert re.fullmatch(r"did not come up: stage \w+, after .* s: .*; trying again .*", step.text)
+
+
+def test_when_all_tries_fail_each_is_told(server):
+    """The error tells of all machines; the seconds are those since the request."""
+    server.boot_retries = 1
+    server.boot_timeout_s = 0.3
+    server.driver.inject(FakeFault.PANICS, times=1)
+    server.driver.inject(FakeFault.UNREACHABLE)
+    with pytest.raises(StartError, match=r"no answer within 0\.\d+ s") as caught:
+        server.launch("db", image="tiny")
+    before = r"another machine had failed before: stage running, after 0.0 s: .*panicked"
+    assert re.search(before, str(caught.value))
+    assert caught.value.elapsed_s >= 0.3
+
+
+@pytest.mark.parametrize("case", ["create", "init_script", "none"])
+def test_only_the_boot_is_tried_again(server, case):
+    """What is not of the boot fails at once, and nothing is tried again unless it is wished."""
+    server.boot_retries = 0 if case == "none" else 1
+    fault = FakeFault.CREATE_FAILS if case == "create" else FakeFault.START_FAILS
+    if case != "init_script":
+        server.driver.inject(fault, times=1)
+    with pytest.raises(StartError) as caught:
+        server.launch(image="tiny", init_script="false")
+    assert caught.value.stage == {"create": "created", "init_script": "init_script", "none": "running"}[case]
+    assert "before" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [AuthenticationError, HostKeyError, StoreError, ConfigurationError])
+def test_what_another_machine_would_not_help_is_not_tried_again(server, monkeypatch, error):
+    """Wrong credentials, a full disk and wrong settings are told at once."""
+    calls = []
+
+    def remote(name, login, deadline):
+        calls.append(name)
+        raise error("that is how it is")
+
+    server.boot_retries = 3
+    monkeypatch.setattr(server.driver, "remote", remote)
+    with pytest.raises(StartError, match="that is how it is"):
+        server.launch(image="tiny")
+    assert len(calls) == 1
+
+
+def test_in_a_group_only_the_failed_node_is_tried_again(server):
+    """The other nodes go on meanwhile."""
+    server.boot_retries = 1
+    server.driver.inject(FakeFault.START_FAILS, machine="node-1-*", times=1)
+    with server.launch_group(3, image="tiny") as group:
+        assert {name: result.stdout for name, result in group.run("hostname").items()} == {
+            name: f"{name}\n" for name in ("node-0", "node-1", "node-2")
+        }
+
+
+def test_a_group_that_is_given_up_tries_no_more(server):
+    """When one node has failed for good, another one's failed boot is the end of it."""
+    server.boot_retries = 100
+    server.boot_timeout_s = 0.1
+    server.driver.inject(FakeFault.UNREACHABLE, machine="a-0-*")
+    server.driver.inject(FakeFault.CREATE_FAILS, machine="b-0-*")
+    deadline = Deadline(5)
+    with pytest.raises(GroupStartError, match="1 of 2"):
+        server.launch_group({"a": 1, "b": 1}, image="tiny")
+    assert not deadline.expired
+
+
+def test_a_machine_that_cannot_be_destroyed_is_not_followed_by_another(server):
+    """Its name is taken, and the user has to know."""
+    server.boot_retries = 1
+    server.driver.inject(FakeFault.START_FAILS)
+    server.driver.inject(FakeFault.DESTROY_FAILS, times=1)
+    with pytest.raises(StartError, match="cannot be destroyed"):
+        server.launch(image="tiny")
+    destroy_all(server)
+
+
+def test_the_last_try_can_be_kept(server):
+    """With keep_failed, the machine of the last try stays."""
+    server.boot_retries = 1
+    server.driver.inject(FakeFault.START_FAILS)
+    request = VmRequest()
+    with pytest.raises(StartError) as caught:
+        server.launch_request(request, server.image("tiny"), tags={}, keep_failed=True)
+    assert [machine.name for machine in server.machines()] == list(caught.value.kept)
+    destroy_all(server)

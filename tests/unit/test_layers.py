@@ -11,16 +11,20 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "checks", "devices", "folders", "guest", "ledger", "openssh", "processes", "shell", "signals",
+    "alarms", "checks", "devices", "folders", "guest", "journal", "ledger", "openssh", "processes", "shell",
+    "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
     "guardian",
+    "look",
     "ownership",
     "reaper",
     "shared",
+    "tries",
+    "watchdog",
 }
-FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "cli"}
+FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
 
 
 def modules() -> list[Path]:
@@ -83,7 +87,7 @@ def test_imports_go_downwards(path):
         ("requests", {"images"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run"}),
+        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling"}),
         ("_pytest", {"plugin", "report"}),
     ],
 )

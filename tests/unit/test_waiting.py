@@ -1,11 +1,12 @@
 """Deadlines and waiting."""
 
 import math
+import threading
 
 import pytest
 
 from pytest_vmfest.errors import WaitTimeoutError
-from pytest_vmfest.waiting import Deadline, wait_for
+from pytest_vmfest.waiting import Deadline, all_within, wait_for
 
 
 def test_a_deadline_counts_down_and_never_below_zero():
@@ -54,3 +55,16 @@ def test_a_watch_ends_the_wait():
 
     with pytest.raises(KeyError):
         wait_for(lambda: False, Deadline(60), what="it", watch=watch)
+
+
+def test_what_hangs_is_left_to_itself():
+    """The others are done, and for what has failed or not ended the reason is told."""
+    never, did = threading.Event(), []
+
+    def fail():
+        raise OSError("no such thing")
+
+    ends = all_within(0.2, never.wait, lambda: did.append(1), fail)
+    never.set()
+    assert ends == ["no answer within 0.2 s", "", "no such thing"]
+    assert did == [1]
