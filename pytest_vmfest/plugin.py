@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
     from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.run import Run
     from pytest_vmfest.watchdog import Watchdog
 
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
@@ -224,7 +225,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whose test failed; tell of its machines; show trouble of the infrastructure without frames."""
     made = yield
-    if made.failed and (run := item.config.stash.get(RUN, None)):
+    run = item.config.stash.get(RUN, None)
+    if run:
+        _note_times(run, item, made)
+    if run and made.failed:
         from pytest_vmfest import telling
 
         for holding in run.holdings_of(item):
@@ -238,6 +242,21 @@ def pytest_runtest_makereport(
     ):
         made.longrepr = call.excinfo.getrepr(style="value", chain=False)
     return made
+
+
+def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
+    """Note how long a part of a test took; what was noted meanwhile becomes properties of the test."""
+    run.times.add_part(
+        item.nodeid,
+        made.when or "",
+        made.start,
+        made.duration,
+        failed=made.failed,
+        concerned=_uses_machines(item) and not made.skipped,
+    )
+    fresh = run.times.untold_properties()
+    item.user_properties += fresh
+    made.user_properties += fresh
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -11,8 +11,8 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "alarms", "checks", "devices", "folders", "guest", "journal", "ledger", "openssh", "processes", "shell",
-    "signals",
+    "alarms", "checks", "devices", "folders", "guest", "journal", "ledger", "openssh", "phases", "processes",
+    "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
