@@ -34,6 +34,8 @@ class Phase:
     worker: str
     node: str = ""
     machine: str = ""
+    failed: bool = False
+    """Whether it is a part of a test, and failed."""
 
     @property
     def ended(self) -> float:
@@ -48,22 +50,29 @@ class Phase:
 
 
 class Times:
-    """Notes the phases of one process's tests and machines, and which of the tests failed."""
+    """Notes the phases of one process's tests and machines."""
 
     def __init__(self, worker: str) -> None:
         """``worker`` is how the process is called among those of the run."""
         self.phases: list[Phase] = []
-        self.failed: set[str] = set()
         self._worker = worker
         self._tests: set[str] = set()
         self._told = 0
 
     def add(
-        self, test: str, phase: str, began: float, seconds: float, *, node: str = "", machine: str = ""
+        self,
+        test: str,
+        phase: str,
+        began: float,
+        seconds: float,
+        *,
+        node: str = "",
+        machine: str = "",
+        failed: bool = False,
     ) -> None:
         """Note a phase that has ended."""
         self._tests.add(test)
-        self.phases.append(Phase(test, phase, began, max(0.0, seconds), self._worker, node, machine))
+        self.phases.append(Phase(test, phase, began, max(0.0, seconds), self._worker, node, machine, failed))
 
     def add_in_turn(
         self, test: str, began: float, timings: Mapping[str, float], *, node: str, machine: str
@@ -87,19 +96,13 @@ class Times:
             for node, machine in machines:
                 self.add(test, phase, began, seconds, node=node, machine=machine)
 
-    def begin(self, test: str) -> None:
-        """A test begins, or begins anew: it has not failed."""
-        self.failed.discard(test)
-
     def add_part(
         self, test: str, part: str, began: float, seconds: float, *, failed: bool, concerned: bool
     ) -> None:
         """Note a part of a test as pytest calls them, if it is ``concerned`` or has used a machine before."""
         if test not in self._tests and (part == "teardown" or not concerned):
             return
-        self.add(test, _PARTS[part], began, seconds)
-        if failed:
-            self.failed.add(test)
+        self.add(test, _PARTS[part], began, seconds, failed=failed)
 
     def untold_properties(self) -> list[tuple[str, str]]:
         """The properties of all phases since this was last asked for."""

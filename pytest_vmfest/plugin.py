@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +294,24 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
             output[report.WORKER_KEY] = report.to_worker_output(run)
         _end_artifacts(session.config)
+        _write_timeline(session.config)
+
+
+def _write_timeline(config: pytest.Config) -> None:
+    """Draw the run, also one that used no machine: no file of a run before shall pass for this one's."""
+    path = config.stash[SETTINGS].timeline
+    if path is None or hasattr(config, "workerinput") or _runs_no_test(config):
+        return
+    from pytest_vmfest.report import line_writer
+    from pytest_vmfest.timeline import write_timeline
+
+    run = config.stash.get(RUN, None)
+    try:
+        write_timeline(path, run.times.phases if run else [], ended=time.time())
+    except OSError as error:
+        line_writer(config)(f"--vm-timeline: cannot write {path}: {error.strerror or error}")
+    else:
+        line_writer(config)(f"timeline: {path}")
 
 
 def _end_artifacts(config: pytest.Config) -> None:

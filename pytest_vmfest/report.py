@@ -44,7 +44,6 @@ def to_worker_output(run: Run) -> dict[str, Any]:
     return {
         "run": run.id,
         "phases": [asdict(one) for one in run.times.phases],
-        "failed": sorted(run.times.failed),
         "kept": [asdict(one) for one in run.kept],
     }
 
@@ -53,7 +52,6 @@ def from_worker_output(run: Run, data: dict[str, Any]) -> None:
     """Add what a worker sent to the controller's run."""
     run.id = data["run"]
     run.times.phases += [Phase(**one) for one in data["phases"]]
-    run.times.failed.update(data["failed"])
     told = {one.machine for one in run.kept}  # several workers may have kept a machine that they shared
     run.kept += [Kept(**one) for one in data["kept"] if one["machine"] not in told]
 

@@ -247,7 +247,6 @@ class Run:
             self.watchdog.end()  # a test that was skipped has not been told of
         if self.artifacts:
             self.artifacts.begin()
-        self.times.begin(item.nodeid)
         item.user_properties[:] = [one for one in item.user_properties if not one[0].startswith(PROPERTY)]
         held = self.holdings_of(item)
         for holding in held:

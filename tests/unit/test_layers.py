@@ -24,7 +24,18 @@ LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning"
     "tries",
     "watchdog",
 }
-FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
+FACES = {
+    "plugin",
+    "fixtures",
+    "factories",
+    "markers",
+    "run",
+    "report",
+    "telling",
+    "artifacts",
+    "timeline",
+    "cli",
+}
 
 
 def modules() -> list[Path]:
