@@ -55,6 +55,7 @@ _OUR_TROUBLE = (
     ImageError,
     DriverUnavailableError,
 )
+_TIMELINE: pytest.StashKey[str] = pytest.StashKey()
 _WORKER_ARTIFACTS = "vmfest_artifacts"
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
@@ -272,12 +273,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    """Tell durations, and machines that are still there."""
+    """Tell durations, machines that are still there, and where the timeline is."""
     if run := config.stash.get(RUN, None):
         from pytest_vmfest import report
 
         report.show_durations(run, terminalreporter)
         report.show_kept(run, terminalreporter)
+    if told := config.stash.get(_TIMELINE, None):
+        terminalreporter.write_line(f"vmfest: {told}")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -302,16 +305,15 @@ def _write_timeline(config: pytest.Config) -> None:
     path = config.stash[SETTINGS].timeline
     if path is None or hasattr(config, "workerinput") or _runs_no_test(config):
         return
-    from pytest_vmfest.report import line_writer
     from pytest_vmfest.timeline import write_timeline
 
     run = config.stash.get(RUN, None)
     try:
         write_timeline(path, run.times.phases if run else [], ended=time.time())
     except OSError as error:
-        line_writer(config)(f"--vm-timeline: cannot write {path}: {error.strerror or error}")
+        config.stash[_TIMELINE] = f"--vm-timeline: cannot write {path}: {error.strerror or error}"
     else:
-        line_writer(config)(f"timeline: {path}")
+        config.stash[_TIMELINE] = f"timeline: {path}"
 
 
 def _end_artifacts(config: pytest.Config) -> None:
