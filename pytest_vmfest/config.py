@@ -149,6 +149,12 @@ class Settings:
     )
     gui: bool = _option(False, "show the machines' screens in windows")
     durations: bool = _option(False, "show what each test's machines spent their time on")
+    timeline: Path | None = _option(  # noqa: RUF009 - a field, like the others
+        None,
+        "at the end draw what each worker, test and machine did when, as an HTML file",
+        metavar="FILE",
+        is_path=True,
+    )
 
 
 @dataclass(frozen=True)

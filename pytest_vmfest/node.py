@@ -61,7 +61,13 @@ class Node:
         self.name = introduction.hostname
         self.role = role
         self.timings: dict[str, float] = {}
-        """Seconds that each phase took: clone, boot, ssh, network, init_script."""
+        """Seconds that each phase took, in turn: clone, boot, ssh, network, init_script.
+
+        First of all ``failed_start``, if other machines did not come up before. Empty if another process has
+        started it.
+        """
+        self.began = 0.0
+        """When the first of these phases began, in seconds since the epoch."""
         self.journal = Journal()
         """The last commands that were run by `run` and what is made of it; never their standard input."""
         self.expected: list[re.Pattern[str]] = []

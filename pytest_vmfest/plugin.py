@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
     from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.run import Run
     from pytest_vmfest.watchdog import Watchdog
 
 RESTORE_SIGNALS: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
@@ -57,6 +59,7 @@ _OUR_TROUBLE = (
     ImageError,
     DriverUnavailableError,
 )
+_TIMELINE: pytest.StashKey[str] = pytest.StashKey()
 _WORKER_ARTIFACTS = "vmfest_artifacts"
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
@@ -230,7 +233,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whose test failed; tell of its machines; show trouble of the infrastructure without frames."""
     made = yield
-    if made.failed and (run := item.config.stash.get(RUN, None)):
+    run = item.config.stash.get(RUN, None)
+    if run:
+        _note_times(run, item, made)
+    if run and made.failed:
         from pytest_vmfest import telling
 
         for holding in run.holdings_of(item):
@@ -246,6 +252,21 @@ def pytest_runtest_makereport(
     return made
 
 
+def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
+    """Note how long a part of a test took; what was noted meanwhile becomes properties of the test."""
+    run.times.add_part(
+        item.nodeid,
+        made.when or "",
+        made.start,
+        made.duration,
+        failed=made.failed,
+        concerned=_uses_machines(item) and not made.skipped,
+    )
+    fresh = run.times.untold_properties()
+    item.user_properties += fresh
+    made.user_properties += fresh
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
     """Let JUnit's XML tell of a failing test's machines, too."""
@@ -258,12 +279,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    """Tell durations, and machines that are still there."""
+    """Tell durations, machines that are still there, and where the timeline is."""
     if run := config.stash.get(RUN, None):
         from pytest_vmfest import report
 
         report.show_durations(run, terminalreporter)
         report.show_kept(run, terminalreporter)
+    if told := config.stash.get(_TIMELINE, None):
+        terminalreporter.write_line(f"vmfest: {told}")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -280,6 +303,23 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
             output[report.WORKER_KEY] = report.to_worker_output(run)
         _end_artifacts(session.config)
+        _write_timeline(session.config)
+
+
+def _write_timeline(config: pytest.Config) -> None:
+    """Draw the run, also one that used no machine: no file of a run before shall pass for this one's."""
+    path = config.stash[SETTINGS].timeline
+    if path is None or hasattr(config, "workerinput") or _runs_no_test(config):
+        return
+    from pytest_vmfest.timeline import write_timeline
+
+    run = config.stash.get(RUN, None)
+    try:
+        write_timeline(path, run.times.phases if run else [], ended=time.time())
+    except OSError as error:
+        config.stash[_TIMELINE] = f"--vm-timeline: cannot write {path}: {error.strerror or error}"
+    else:
+        config.stash[_TIMELINE] = f"timeline: {path}"
 
 
 def _end_artifacts(config: pytest.Config) -> None:

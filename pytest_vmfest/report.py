@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pytest_vmfest.run import Kept, Phase
+from pytest_vmfest.phases import Phase
+from pytest_vmfest.run import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def to_worker_output(run: Run) -> dict[str, Any]:
     """What an xdist worker sends to its controller, as plain data."""
     return {
         "run": run.id,
-        "phases": [asdict(one) for one in run.phases],
+        "phases": [asdict(one) for one in run.times.phases],
         "kept": [asdict(one) for one in run.kept],
     }
 
@@ -50,7 +51,7 @@ def to_worker_output(run: Run) -> dict[str, Any]:
 def from_worker_output(run: Run, data: dict[str, Any]) -> None:
     """Add what a worker sent to the controller's run."""
     run.id = data["run"]
-    run.phases += [Phase(**one) for one in data["phases"]]
+    run.times.phases += [Phase(**one) for one in data["phases"]]
     told = {one.machine for one in run.kept}  # several workers may have kept a machine that they shared
     run.kept += [Kept(**one) for one in data["kept"] if one["machine"] not in told]
 
@@ -69,15 +70,15 @@ def show_kept(run: Run, terminal: TerminalReporter) -> None:
 
 def show_durations(run: Run, terminal: TerminalReporter) -> None:
     """Tell what each test's machines spent their time on, in seconds."""
-    if not run.settings.durations or not run.phases:
+    if not run.settings.durations or not run.times.phases:
         return
     terminal.section("vmfest: durations in seconds")
     rows: dict[tuple[str, str], list[str]] = {}
-    for phase in run.phases:
+    for phase in run.times.phases:
         rows.setdefault((phase.test, phase.node), []).append(f"{phase.phase} {phase.seconds:.2f}")
     last = ""
     for (test, node), phases in rows.items():
         if test != last:
             terminal.write_line(test)
             last = test
-        terminal.write_line(f"    {'' if node == '-' else node + ': '}{', '.join(phases)}")
+        terminal.write_line(f"    {node and node + ': '}{', '.join(phases)}")

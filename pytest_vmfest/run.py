@@ -18,6 +18,7 @@ from pytest_vmfest.errors import (
     VmfestError,
     all_or_raise,
 )
+from pytest_vmfest.phases import PROPERTY, Times
 from pytest_vmfest.signals import held_back
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Holding:
     began: dict[str, int] = field(default_factory=dict)
     """By node: the length of its console when the present test began; missing if the test made it."""
 
+    @property
+    def machines(self) -> list[tuple[str, str]]:
+        """The names of its nodes and of their machines."""
+        return [(node.name, node.instance.name) for node in self.group.values()]
+
     def mark(self) -> None:
         """The present test begins here on the consoles."""
         from pytest_vmfest.look import console_lengths
@@ -71,16 +77,6 @@ class Holding:
         from pytest_vmfest.look import look_at
 
         return look_at([(node, self.began.get(node.name, 0)) for node in self.group.values()], state=state)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Seconds that a machine's phase took for a test; plain data, so that workers can send it."""
-
-    test: str
-    node: str
-    phase: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -110,11 +106,15 @@ class Run:
     artifacts: Artifacts | None = None
     """Where to keep what failing tests leave, if it is to be kept."""
     holdings: list[Holding] = field(default_factory=list)
-    phases: list[Phase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     departed: list[tuple[Holding, list[Look]]] = field(default_factory=list)
     """What the present test's fixtures have let go already, as it was then."""
     _servers: dict[tuple[str, bool], Server] = field(default_factory=dict)
+
+    @cached_property
+    def times(self) -> Times:
+        """What this process's tests and machines spend their time on; xdist's controller has all."""
+        return Times(self.worker)
 
     @cached_property
     def watchdog(self) -> Watchdog | None:
@@ -189,7 +189,7 @@ class Run:
         self, selector: Any, request: VmRequest, *, fixture: str, scope: pytest.Item | pytest.Collector
     ) -> ImageModel:
         """The model for a selector, fetched or built if need be."""
-        with self._timed(_where(fixture, scope), "-", "image"):
+        with self.times.timed(_where(fixture, scope), "image"):
             return self.server(request.driver).image(selector)
 
     @contextmanager
@@ -252,12 +252,14 @@ class Run:
             self.watchdog.end()  # a test that was skipped has not been told of
         if self.artifacts:
             self.artifacts.begin()
+        item.user_properties[:] = [one for one in item.user_properties if not one[0].startswith(PROPERTY)]
         held = self.holdings_of(item)
         for holding in held:
             holding.mark()
         for holding in held:
             if holding.reset is not None:
-                holding.reset()
+                with self.times.timed(item.nodeid, "reset", holding.machines):
+                    holding.reset()
                 holding.mark()
         if self.watchdog:
             self.watchdog.begin(
@@ -307,21 +309,24 @@ class Run:
         reset: bool,
     ) -> Iterator[NodeGroup]:
         test = _where(fixture, scope)
+        began = time.time()
         try:
             group = launch(server, keep_failed=self.settings.keep != "never")
         except (StartError, GroupStartError) as error:
+            self._time_failed_starts(test, began, error)
             for machine in error.kept:
                 self._keep(test, server, machine)
             raise
         holding = Holding(fixture, scope, group)
+        self._time_starts(test, began, group)
         try:
             self.holdings.append(holding)
             for node in group.values():
                 if self.watchdog:
                     self.watchdog.add(node)
-                self.phases += [Phase(test, node.name, name, s) for name, s in node.timings.items()]
             if reset:
-                group.each(lambda node: node.snapshot(PRISTINE))
+                with self.times.timed(test, "snapshot", holding.machines):
+                    group.each(lambda node: node.snapshot(PRISTINE))
                 holding.reset = lambda: group.each(lambda node: node.revert(PRISTINE))
             yield group
         finally:
@@ -337,7 +342,7 @@ class Run:
             for node in holding.group.values():
                 self._keep_node(test, server, node)
         else:
-            with self._timed(test, ",".join(holding.group), "teardown"):
+            with self.times.timed(test, "teardown", holding.machines):
                 holding.group.destroy()
 
     def _keep_node(self, test: str, server: Server, node: Node) -> None:
@@ -354,13 +359,19 @@ class Run:
         server.keep(machine, self.settings.keep_timeout)
         self.kept.append(Kept(test, machine, command, time.time() + self.settings.keep_timeout))
 
-    @contextmanager
-    def _timed(self, test: str, node: str, phase: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases.append(Phase(test, node, phase, time.monotonic() - began))
+    def _time_starts(self, test: str, began: float, group: NodeGroup) -> None:
+        lasted = time.time() - began
+        for node in group.values():
+            # What another worker has started, this one has only waited for.
+            timings = node.timings or {"shared": lasted}
+            start = node.began or began
+            self.times.add_in_turn(test, start, timings, node=node.name, machine=node.instance.name)
+
+    def _time_failed_starts(self, test: str, began: float, error: StartError | GroupStartError) -> None:
+        from pytest_vmfest.telling import failed_starts
+
+        for one in failed_starts(error):
+            self.times.add(test, "failed_start", began, one.elapsed_s, node=one.node, machine=one.machine)
 
 
 def _run_id(worker: dict[str, str], controller: Process | None) -> str:

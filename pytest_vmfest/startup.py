@@ -145,6 +145,7 @@ class Startup:
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """
         deadline = Deadline(self._timeout_s)
+        self._node.began = time.time()
         try:
             self._bring_up(deadline)
         except (VmfestError, GivenUpError) as error:

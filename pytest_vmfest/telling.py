@@ -38,7 +38,7 @@ def tell(run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseExce
     ``error`` is what the test failed with: it may be that of machines that did not start.
     """
     looks = run.looks_of(item)
-    starts = _failed_starts(error)
+    starts = failed_starts(error)
     places: list[str] = []
     if run.artifacts and (looks or starts):
         about = {"test": item.nodeid, "when": report.when, "run": run.id, "worker": run.worker}
@@ -73,7 +73,8 @@ def judge(item: pytest.Item, alarms: Sequence[Alarm], *, fatal: bool) -> None:
     item.warn(ConsoleWarning(text))
 
 
-def _failed_starts(error: BaseException | None) -> list[StartError]:
+def failed_starts(error: BaseException | None) -> list[StartError]:
+    """The failures to start machines that an error tells of."""
     if isinstance(error, StartError):
         return [error]
     if isinstance(error, GroupStartError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import StartError
@@ -48,10 +49,15 @@ class Tries:
     def run(self) -> Node:
         """Create, boot, connect and introduce the node; raises what `Startup.run` does, of the last try."""
         failed: list[FailedBoot] = []
+        began = time.time()
         while True:
             now = self._next(failed)
             try:
-                return now.run()
+                node = now.run()
+                if failed:
+                    node.timings = {"failed_start": node.began - began, **node.timings}
+                    node.began = began
+                return node
             except StartError:
                 if now.failed_boot is None:
                     raise

@@ -46,10 +46,12 @@ def test_all_workers_use_the_same_machines(pytester, scanned):
             time.sleep(0.1)
     """
     )
-    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("-n", "2", "--vm-timeline", "line.html").assert_outcomes(passed=2)
     (one, *boots), (other, *others) = notes(pytester)
     assert one != other
     assert boots == others
+    timeline = (pytester.path / "line.html").read_text(encoding="utf-8")
+    assert timeline.count('title="boot: ') == timeline.count('title="shared: ') == 2, "made, and waited for"
     scanned.nothing_is_left(within_s=GONE_S)
 
 

@@ -197,6 +197,7 @@ def test_a_boot_that_fails_is_tried_again_and_told(tmp_path, fault):
         with server.launch("db", image="tiny") as node:
             assert node.check_output("hostname") == "db"
             assert len(server.machines()) == 1
+            assert list(node.timings)[:3] == ["failed_start", "clone", "boot"]
         assert server.machines() == []
     (step,) = told
     assert re.fullmatch(r"did not come up: stage \w+, after .* s: .*; trying again .*", step.text)

@@ -11,8 +11,8 @@ import pytest_vmfest
 
 PACKAGE = Path(pytest_vmfest.__file__).parent
 WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress", "keyboard"} | {
-    "alarms", "checks", "devices", "folders", "guest", "journal", "ledger", "memory", "openssh", "processes",
-    "shell", "signals",
+    "alarms", "checks", "devices", "folders", "guest", "journal", "ledger", "memory", "openssh", "phases",
+    "processes", "shell", "signals",
 }  # fmt: skip
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
@@ -24,7 +24,18 @@ LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning"
     "tries",
     "watchdog",
 }
-FACES = {"plugin", "fixtures", "factories", "markers", "run", "report", "telling", "artifacts", "cli"}
+FACES = {
+    "plugin",
+    "fixtures",
+    "factories",
+    "markers",
+    "run",
+    "report",
+    "telling",
+    "artifacts",
+    "timeline",
+    "cli",
+}
 
 
 def modules() -> list[Path]:
