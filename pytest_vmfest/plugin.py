@@ -91,6 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
     if hasattr(config, "workerinput"):
         config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
+    else:
+        config.pluginmanager.register(_JUnitSections(), "vmfest-junit")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -267,15 +269,18 @@ def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
     made.user_properties += fresh
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None]:
-    """Let JUnit's XML tell of a failing test's machines, too."""
-    if not report.failed:
-        return (yield)
-    from pytest_vmfest import telling
+class _JUnitSections:
+    """Where JUnit's XML is written: let it tell of a failing test's machines, too."""
 
-    with telling.shown_in_junit(report):
-        yield
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
+        """See `telling.shown_in_junit`."""
+        if not report.failed:
+            return (yield)
+        from pytest_vmfest import telling
+
+        with telling.shown_in_junit(report):
+            yield
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:

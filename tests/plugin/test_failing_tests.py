@@ -46,9 +46,12 @@ def test_under_xdist(pytester, run_fake):
         assert False
 """
     )
-    result = run_fake("-n", "2")
+    result = run_fake("-n", "2", "--junitxml", "junit.xml")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(TOLD)
+    assert result.stdout.str().count("vmfest: node vm") == 2
+    failures = ElementTree.parse(pytester.path / "junit.xml").findall(".//failure")
+    assert [str(failure.text).count("vmfest: node vm") for failure in failures] == [1, 1]
     result.stdout.fnmatch_lines(["      begin * end"])
 
 
