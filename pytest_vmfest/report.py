@@ -35,6 +35,7 @@ def line_writer(config: pytest.Config) -> Callable[[str], None]:
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             reporter.ensure_newline()
             reporter.write_line(f"vmfest: {line}")
+            reporter.flush()  # it is news, also in a log file
 
     return write
 
