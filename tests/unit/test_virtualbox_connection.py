@@ -20,7 +20,8 @@ def nowhere(monkeypatch):
     monkeypatch.setattr(connection, "_USUAL_PLACES", ())
     monkeypatch.setattr(connection, "_CONFIGURATION", connection.Path("/nowhere"))
     for name in ("VBOX_INSTALL_PATH", "VBOX_PROGRAM_PATH", "VBOX_SDK_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what a test leaves there is taken away again
+        monkeypatch.delenv(name)
     connection._local_manager.cache_clear()
 
 
