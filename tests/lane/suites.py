@@ -19,13 +19,16 @@ class Suite:
 
 _DRIVER = ("--vm-driver", "virtualbox")
 _OURS = "tests/virtualbox"
+_ONCE = (*_DRIVER, "-m", "not slow and not any_driver")
+_ENDS = tuple(f"tests/functional/test_{name}.py" for name in ("keeping", "sharing", "teardown", "telling"))
 _SURFACE = f"{_OURS}/test_public_surface.py"
 
 SERVICE = Suite("service", (_OURS,), ("-m", "not starts_machines"), plain=True)
 MACHINES = Suite("machines", (_SURFACE, _OURS), (*_DRIVER, "-m", "starts_machines"))
 CONTRACT = Suite("contract", ("tests/contract",), ("-k", "virtualbox"))
-FUNCTIONAL = Suite("functional", ("tests/functional",), (*_DRIVER, "-m", "not slow and not any_driver"))
+FUNCTIONAL = Suite("functional", ("tests/functional",), (*_ONCE, *(f"--ignore={path}" for path in _ENDS)))
+ENDINGS = Suite("endings", _ENDS, _ONCE)
 
-SHARES = ((CONTRACT, MACHINES), (SERVICE, FUNCTIONAL))
+SHARES = ((CONTRACT, ENDINGS), (SERVICE, FUNCTIONAL, MACHINES))
 """What two hosts run at the same time; both take about as long."""
-SUITES = (SERVICE, MACHINES, CONTRACT, FUNCTIONAL)
+SUITES = (SERVICE, MACHINES, CONTRACT, FUNCTIONAL, ENDINGS)
