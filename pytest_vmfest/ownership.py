@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import guardian
-from pytest_vmfest.errors import ConfigurationError, StoreError, WaitTimeoutError
+from pytest_vmfest.errors import StoreError, WaitTimeoutError
 from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
 from pytest_vmfest.memory import limit_mib
 from pytest_vmfest.processes import Process
@@ -53,10 +53,10 @@ class Ownership:
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
     def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
-        """Reserve memory, in MiB, for machines by name; wait for it while other runs' machines have it.
+        """Reserve memory, in MiB, for machines by name; wait for it while other processes' machines have it.
 
-        Either for all of them or for none. Raises `ConfigurationError` where it can never be enough, and
-        `WaitTimeoutError` when it was not free in time.
+        Either for all of them or for none. Where this process's own machines have so much that waiting would
+        never end, it goes on, and says so. Raises `WaitTimeoutError` when memory was not free in time.
         """
         deadline, tries = Deadline(patience_s), 0
         while (full := self._try_to_make_room(sizes)) is not None:
@@ -84,20 +84,19 @@ class Ownership:
                     for ledger in Ledger.all(self._driver.settings.home)
                     if ledger.path != ours.path
                 )
-                # One that is alone may take all of the host's memory.
-                if used + wanted <= limit or not used:
+                alone = own + wanted > limit
+                if used + wanted <= limit or alone:
                     for name, memory_mib in sizes.items():
                         ours.add(Kind.MACHINE, name, memory_mib)
                         self._reserved.add(name)
+                    if alone:
+                        text = (
+                            f"{own + wanted} MiB for own machines, of {limit} MiB that machines should have"
+                        )
+                        self._progress(Step("memory", text))
                     return None
         what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
-        full = f"{what} of memory; {used} MiB of {limit} MiB are in use by machines"
-        if own and own + wanted > limit:
-            raise ConfigurationError(
-                f"no room for {full}, {own} MiB of them this process's own",
-                hint="ask for fewer nodes, a smaller hardware model, or fewer fixtures of a wide scope",
-            )
-        return full
+        return f"{what} of memory; {used} MiB of {limit} MiB are in use by machines"
 
     def give_back(self, names: Iterable[str]) -> None:
         """Reserve no memory any more for those of the machines that were not even begun."""
