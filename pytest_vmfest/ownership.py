@@ -91,7 +91,7 @@ class Ownership:
                         self._reserved.add(name)
                     if alone:
                         text = (
-                            f"{own + wanted} MiB for own machines, of {limit} MiB that machines should have"
+                            f"{own + wanted} MiB for own machines; machines should have {limit} MiB at most"
                         )
                         self._progress(Step("memory", text))
                     return None

@@ -520,7 +520,7 @@ def test_who_would_wait_for_himself_goes_on(home, room):
         server.driver.owner.make_room({"a": 600}, 0)
         server.driver.owner.make_room({"b": 600}, 1000)
     assert [step.text for step in told] == [
-        "1200 MiB for own machines, of 1000 MiB that machines should have"
+        "1200 MiB for own machines; machines should have 1000 MiB at most"
     ]
 
 
