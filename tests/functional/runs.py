@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-# A boot under emulation, on a machine that has more to do.
-BEGUN_S = 300
+# Two boots at once under emulation, on a machine that has more to do.
+BEGUN_S = 500
 
 
 def until(condition: Callable[[], object], run: subprocess.Popen[str], what: str) -> None:

@@ -52,7 +52,8 @@ def test_a_killed_run(pytester, scanned, begin, victim):
     scanned.nothing_is_left()
 
 
-@pytest.mark.parametrize("victim", ["controller", pytest.param("group", marks=pytest.mark.any_driver)])
+@pytest.mark.any_driver
+@pytest.mark.parametrize("victim", ["controller", "group"])
 def test_a_killed_run_with_workers(pytester, scanned, begin, victim):
     """After kill -9 of xdist's controller, its workers' machines are gone, and so are the workers."""
     pytester.makepyfile(TWO_ENDLESS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.lane.outcomes import Book
     from tests.lane.place import Place
 
-TEST_S = 600
+TEST_S = 900
 """Seconds for one test, that pytest-timeout takes care of in the guest."""
 STEP_S = TEST_S + 180.0
 """Seconds for one test before the lane gives the host up."""
@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "PYTEST_PLUGINS": "tests.lane.logins",
     "PYTHONUNBUFFERED": "1",
     "TMPDIR": f"{parcel.WORK}/tmp",
+    "VMFEST_BOOT_TIMEOUT": "500",  # two that boot at once have one emulated processor
     "VMFEST_HOME": f"{parcel.WORK}/home",
 }
 
