@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import scan
 
-from pytest_vmfest import instance_fixture
+from pytest_vmfest import Server, instance_fixture
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,10 @@ def own_home(vm_server, tmp_path_factory, monkeypatch):
     for part in ("images/tiny", "keys"):
         shutil.copytree(vm_server.home / part, home / part, copy_function=_link_or_copy)
     monkeypatch.setenv("VMFEST_HOME", str(home))
-    return home
+    yield home
+    with Server(vm_server.driver.name, home=home) as server:
+        for machine in server.machines():  # a test that failed may have left some
+            machine.destroy()
 
 
 @pytest.fixture
