@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from datetime import UTC, datetime
@@ -31,8 +32,10 @@ def print_machine(*remarks: str) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {model}; {len(os.sched_getaffinity(0))} CPUs; "
           f"{memory.available >> 20} of {memory.total >> 20} MiB free; load {load}; "
           f"Linux {platform.release()}; Python {platform.python_version()}")  # fmt: skip
-    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=False)
-    print(*(qemu.stdout.splitlines()[:1]), *remarks, sep="; ", end="\n\n")
+    if program := shutil.which("qemu-system-x86_64"):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        remarks = (*said.splitlines()[:1], *remarks)
+    print(*remarks, sep="; ", end="\n\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
