@@ -13,6 +13,7 @@ import importlib.metadata
 import io
 import os
 import re
+import sys
 import threading
 import warnings
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pytest_vmfest.folders import make_private, writing_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
     from virtualbox.library import IProgress, ISession, IVirtualBox
 
@@ -40,6 +42,9 @@ _USUAL_PLACES = (Path("/usr/lib/virtualbox"), Path("/opt/VirtualBox"))
 _REGISTRY_TIMEOUT_S = 600.0
 # Between two looks at an operation, so that interrupts are heeded.
 _SLICE_S = 0.5
+# The bindings import one another at every call, and pyvbox takes only what its own classes made.
+_BINDINGS = re.compile(r"(vboxapi|xpcom|VBoxPython\w*|virtualbox)(\.|$)")
+_held_modules: dict[str, ModuleType] = {}
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,9 @@ class Connection:
                     hint=trouble.SERVICE_GONE,
                 )
             vbox = self._vbox = IVirtualBox(raw)
+            _held_modules.update(
+                (name, module) for name, module in list(sys.modules.items()) if _BINDINGS.match(name)
+            )
         return vbox
 
     def session(self) -> ISession:
@@ -189,6 +197,7 @@ class Connection:
                 raise trouble.told(doing, "\n".join(dict.fromkeys(texts)) or f"result code 0x{code:08x}")
 
     def _announce(self) -> None:
+        _recall_modules()
         if not getattr(self._thread, "announced", False):
             self._manager.initPerThread()
             self._thread.announced = True
@@ -250,8 +259,19 @@ def _local_manager(installation: Installation) -> Any:
     except Exception as error:
         raise _unusable(installation, error, said.getvalue()) from error
     # Left to the interpreter's end, it would complain that nothing can be imported any more.
-    atexit.register(manager.deinit)
+    atexit.register(_leave, manager)
     return manager
+
+
+def _leave(manager: Any) -> None:
+    _recall_modules()
+    manager.deinit()
+
+
+def _recall_modules() -> None:
+    """Have the bindings imported again: pytester, for one, takes back what its test imported."""
+    for name, module in _held_modules.items():
+        sys.modules.setdefault(name, module)
 
 
 def check_sdk(installation: Installation) -> None:
