@@ -146,7 +146,7 @@ def main() -> None:
         folder, home = Path(scratch) / "suite", Path(scratch) / "home"
         folder.mkdir()
         (folder / "pytest.ini").write_text("[pytest]\nvm_driver = qemu\n")
-        (folder / "test_machines.py").write_text(SUITE.format(tests=2 * options.workers))
+        (folder / "test_machines.py").write_text(SUITE.format(tests=options.workers))
         take_image(home)
         # The first of them fills caches, and takes longer.
         longest_s = min(undisturbed(folder, home, options.workers) for _ in range(2))
