@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_vmfest.specs import PrivateNic
 
@@ -23,13 +23,15 @@ class Introduction:
     nics: tuple[PrivateNic, ...] = ()
     hosts: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def script(self) -> str:
+    def script(self, was: Sequence[str] = ()) -> str:
         """A POSIX shell script, run as root after every boot; running it again changes nothing.
 
-        It needs ``ip`` (iproute2 or busybox), ``hostname`` and ``sed`` in the guest.
+        ``was`` are the addresses that the NICs have from a template, until they are given their own. It needs ``ip`` (iproute2 or busybox), ``hostname`` and ``sed`` in the guest.
         """
-        return "\n".join(["set -e", *self._name(), *(line for nic in self.nics for line in _nic(nic))])
+        lines = ["set -e", *self._name()]
+        for nic, mac in zip(self.nics, was or [nic.mac for nic in self.nics], strict=True):
+            lines += _nic(nic, mac)
+        return "\n".join(lines)
 
     def _name(self) -> list[str]:
         hosts: Mapping[str, str] = dict(self.hosts)
@@ -45,13 +47,14 @@ class Introduction:
         ]
 
 
-def _nic(nic: PrivateNic) -> list[str]:
+def _nic(nic: PrivateNic, was: str) -> list[str]:
     return [
         "dev=",
         "for path in /sys/class/net/*; do",
-        f'  [ "$(cat "$path/address")" = {nic.mac} ] && dev=${{path##*/}}',
+        f'  [ "$(cat "$path/address")" = {was} ] && dev=${{path##*/}}',
         "done",
-        f'[ -n "$dev" ] || {{ echo "no network interface has the MAC {nic.mac}" >&2; exit 1; }}',
+        f'[ -n "$dev" ] || {{ echo "no network interface has the MAC {was}" >&2; exit 1; }}',
+        *([f'ip link set dev "$dev" down address {nic.mac}'] if was != nic.mac else []),
         f'ip address replace {nic.address}/{nic.prefix_length} dev "$dev"',
         'ip link set "$dev" up',
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.startup import FailedBoot, Plan
+    from pytest_vmfest.warm.templates import Templates
 
 # Others give memory back when their tests are through, which may take long.
 _ROOM_PATIENCE_S = 1800.0
@@ -30,7 +31,8 @@ class Launcher:
 
     ``boot_timeout_s`` is each machine's budget from its creation to its first command; a machine that does
     not come up is replaced by a fresh one up to ``boot_retries`` times, of which ``news`` is told. With
-    ``keep_failed`` a machine that failed to start is left as it is. ``progress`` is told each node's stages.
+    ``keep_failed`` a machine that failed to start is left as it is. With ``templates`` machines resume from
+    one, which the first makes; else they boot. ``progress`` is told each node's stages.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Launcher:
         boot_timeout_s: float,
         boot_retries: int = 0,
         keep_failed: bool = False,
+        templates: Templates | None = None,
         progress: Progress = silent,
         news: Progress = silent,
     ) -> None:
@@ -48,6 +51,7 @@ class Launcher:
         self._boot_timeout_s = boot_timeout_s
         self._keep_failed = keep_failed
         self._boot_retries = boot_retries
+        self._templates = templates
         self._progress = progress
         self._news = news
 
@@ -92,6 +96,7 @@ class Launcher:
             plan,
             timeout_s=self._boot_timeout_s,
             keep=self._keep_failed,
+            templates=self._templates,
             progress=self._progress,
             before=before,
             last=last,

@@ -25,6 +25,7 @@ from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
 from pytest_vmfest.shell import command_text, compose
 from pytest_vmfest.waiting import Deadline, wait_for
+from pytest_vmfest.warm import mending
 
 if TYPE_CHECKING:
     import os
@@ -368,16 +369,24 @@ class Node:
         """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""
         self._link.drop()
 
-    def introduce(self, deadline: Deadline) -> None:
-        """Give the guest its host name, its private addresses and the names of its group."""
-        self._as_root(self.introduction.script, deadline)
+    def introduce(self, deadline: Deadline, *, was: Sequence[str] | None = None) -> None:
+        """Give the guest its host name, its private addresses and the names of its group.
 
-    def run_script(self, text: str, deadline: Deadline) -> None:
-        """Run shell text as root; `CommandError` unless it succeeds."""
+        One that was resumed from a template is made itself first; ``was`` are the addresses then that its
+        private NICs have from there.
+        """
+        text = self.introduction.script(was or ())
+        if was is not None:
+            text = mending.script(self.instance.driver.lateness_s(self.instance.name)) + "\n" + text
         self._as_root(text, deadline)
 
-    def _as_root(self, text: str, deadline: Deadline) -> None:
-        self._run(text, user="root", check=True, timeout_s=deadline.timeout())
+    def run_script(self, text: str, deadline: Deadline, *, input: bytes | None = None) -> bytes:
+        """Run shell text as root and return what it wrote; `CommandError` unless it succeeds."""
+        return self._as_root(text, deadline, input)
+
+    def _as_root(self, text: str, deadline: Deadline, input: bytes | None = None) -> bytes:
+        done = self._run(text, user="root", check=True, timeout_s=deadline.timeout(), input=input)
+        return done.stdout.encode(ENCODING, ENCODING_ERRORS)
 
     def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
         return self._link.using(deadline.at_most(self._connect_timeout_s))

@@ -22,6 +22,7 @@ from pytest_vmfest.request import VmRequest
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.specs import ImageModel, check_label
 from pytest_vmfest.ssh import keys
+from pytest_vmfest.warm.templates import Templates
 
 if TYPE_CHECKING:
     import os
@@ -56,6 +57,7 @@ class Server:
     ``local_interface`` and ``bridged_interface`` VirtualBox's networks (see `DriverSettings`); ``gui`` shows
     the machines' screens in windows; ``boot_timeout_s`` the seconds from a machine's creation to its first
     command, and ``boot_retries`` how often a node's machine that does not come up is replaced by a fresh one.
+    With ``cold`` nodes boot, also where they could resume from a template.
     Nothing is touched before the first use.
     """
 
@@ -75,12 +77,14 @@ class Server:
         password: str = "",
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         boot_retries: int = 0,
+        cold: bool = False,
         progress: Progress = silent,
     ) -> None:
         """Remember where and how; `ConfigurationError`: unknown driver, or it takes no ``url``."""
         self.home = Path(home).absolute() if home is not None else store_home()
         self.boot_timeout_s = boot_timeout_s
         self.boot_retries = boot_retries
+        self._cold = cold
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
         self._settings = DriverSettings(
@@ -123,6 +127,7 @@ class Server:
             driver or settings.driver,
             boot_timeout_s=settings.boot_timeout,
             boot_retries=settings.boot_retries,
+            cold=settings.cold,
             progress=progress,
             **how,
         )
@@ -227,6 +232,10 @@ class Server:
         if isinstance(selector, ImageModel):
             return selector
         return self.driver.own_image(selector) or self.images.resolve(selector)
+
+    @cached_property
+    def _templates(self) -> Templates | None:
+        return None if self._cold else Templates(self.driver, self._progress)
 
     # --- machines ----------------------------------------------------------------------------------
 
@@ -352,6 +361,7 @@ class Server:
             boot_timeout_s=self.boot_timeout_s,
             boot_retries=self.boot_retries,
             keep_failed=keep_failed,
+            templates=self._templates,
             progress=progress,
             news=self._progress,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import (
@@ -27,6 +27,7 @@ from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.warm.settling import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.guest import Introduction
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import MachineSpec
-
+    from pytest_vmfest.warm.templates import Facts, Template, Templates
 
 # What each stage is called while it lasts.
 _STAGES = {
@@ -45,6 +46,7 @@ _STAGES = {
     "port": "booting, waiting for its SSH server",
     "banner": "booting, waiting for its SSH server",
     "login": "logging in",
+    "template": "freezing it, as a template for others",
     "network": "setting up its name and network",
     "init_script": "running the init script",
 }
@@ -59,6 +61,9 @@ class Plan:
     role: str
     init_script: str | None = None
 
+
+# How often the time for one start is waited for others who make the template.
+_TURN_FACTOR = 3
 
 # Another machine would fare no better.
 _NOT_OF_THE_BOOT = (
@@ -100,13 +105,15 @@ class Startup:
         *,
         timeout_s: float,
         keep: bool,
+        templates: Templates | None = None,
         progress: Progress = silent,
         before: Sequence[FailedBoot] = (),
         last: bool = True,
     ) -> None:
         """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine.
 
-        ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this is the
+        With ``templates`` it resumes from one, which is made of this very machine if there is none yet; else
+        it boots. ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this is the
         ``last``, a machine that did not come up is not kept: another one follows.
         """
         self.failed_boot: FailedBoot | None = None
@@ -115,6 +122,7 @@ class Startup:
         self._plan = plan
         self._timeout_s = timeout_s
         self._keep = keep
+        self._templates = templates
         self._progress = progress
         self._before = before
         self._last = last
@@ -144,14 +152,14 @@ class Startup:
 
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """
-        deadline = Deadline(self._timeout_s)
+        self._deadline = Deadline(self._timeout_s)
         self._node.began = time.time()
         try:
-            self._bring_up(deadline)
+            self._bring_up()
         except (VmfestError, GivenUpError) as error:
             with held_back():
                 if isinstance(error, VmfestError) and not self._cancelled.is_set():
-                    raise self._explain(error, deadline) from error
+                    raise self._explain(error, self._deadline) from error
                 # A machine that cannot be destroyed is a failure that has to be told.
                 self._destroy()
                 raise GivenUpError from error
@@ -162,20 +170,86 @@ class Startup:
         self._node.timings.update(self._timings)
         return self._node
 
-    def _bring_up(self, deadline: Deadline) -> None:
+    def _bring_up(self) -> None:
         plan, node = self._plan, self._node
-        with self._phase("clone", "created"):
-            with held_back():  # there is no moment at which it exists and nobody knows
-                self._driver.create(plan.spec)
-                self._created = True
-        with self._phase("boot", "running"):
-            self._instance.start(deadline.remaining_s)
-            node.connect(deadline, watch=self._give_up, on_stage=self._enter)
+        facts = self._resume() if self._templates else None
+        if facts is None:
+            self._boot(plan.spec)
         with self._phase("network", "network"):
-            node.introduce(deadline)
+            node.introduce(self._deadline, was=facts.macs if facts else None)
         if plan.init_script is not None:
             with self._phase("init_script", "init_script"):
-                node.run_script(plan.init_script, deadline)
+                node.run_script(plan.init_script, self._deadline)
+
+    def _boot(self, spec: MachineSpec, phase: str = "boot") -> None:
+        """Create the machine and connect to it."""
+        self._deadline = deadline = Deadline(self._timeout_s)
+        self._login_began = None
+        with self._phase("clone", "created"):
+            with held_back():  # there is no moment at which it exists and nobody knows
+                self._driver.create(spec)
+                self._created = True
+        with self._phase(phase, "running"):
+            self._instance.start(deadline.remaining_s)
+            self._node.connect(deadline, watch=self._give_up, on_stage=self._enter)
+
+    # --- templates -----------------------------------------------------------------------------------
+
+    def _resume(self) -> Facts | None:
+        """Go on from the template; None, with nothing left of the machine, if it has to be booted."""
+        assert self._templates is not None
+        spec = self._plan.spec
+        template = self._templates.of(spec)
+        facts = self._facts(template) if template else None
+        if template is None or facts is None:
+            return None
+        try:
+            self._boot(replace(spec, thaw_from=template.folder), phase="resume")
+        except VmfestError as error:
+            self._do_without(template, f"{template.name} cannot be resumed: {error.message}")
+            return None
+        template.used()
+        return facts
+
+    def _facts(self, template: Template) -> Facts | None:
+        """What is known of the template, once it is there; None if it cannot be made."""
+        if facts := template.facts():
+            return facts
+        with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
+            # Others may have made it meanwhile.
+            return template.facts() or self._make(template)
+
+    def _make(self, template: Template) -> Facts | None:
+        """Make the template of this machine, which is gone then. What goes wrong with its boot is raised."""
+        spec = self._plan.spec
+        began = time.monotonic()
+        outer, self._timings = self._timings, {}
+        try:
+            self._boot(replace(spec, freeze_to=template.folder))
+            self._enter("template")
+            settle(self._node, self._deadline)
+            with held_back():
+                self._driver.freeze(spec.name, self._deadline)
+                self._created = False
+            return template.complete(spec, self._driver, time.monotonic() - began)
+        except VmfestError as error:
+            if self._stage != "template":
+                raise
+            self._do_without(template, f"{spec.image.name} cannot be frozen: {error.message}")
+            return None
+        except BaseException:
+            template.discard()
+            raise
+        finally:
+            self._timings = {**outer, "template": time.monotonic() - began}
+
+    def _do_without(self, template: Template, reason: str) -> None:
+        assert self._templates is not None
+        self._give_up()  # others have broken it off: that is no fault of the template
+        self._destroy()
+        self._created = False
+        template.discard()
+        self._templates.do_without(reason)
 
     def _give_up(self) -> None:
         if self._cancelled.is_set():
@@ -199,8 +273,8 @@ class Startup:
         began = time.monotonic()
         yield
         ended = time.monotonic()
-        if name == "boot" and self._login_began is not None:
-            self._timings["boot"] = self._login_began - began
+        if name in ("boot", "resume") and self._login_began is not None:
+            self._timings[name] = self._login_began - began
             self._timings["ssh"] = ended - self._login_began
         else:
             self._timings[name] = ended - began

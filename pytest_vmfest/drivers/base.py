@@ -292,6 +292,32 @@ class Driver(ABC):
             )
         return [infos[name] for name in dict.fromkeys(names)]
 
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """What a frozen machine of this spec depends on: it can be gone on from where this is the same.
+
+        `NotSupportedError` says why such machines cannot be frozen.
+        """
+        raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
+
+    def freeze(self, name: str, deadline: Deadline) -> None:
+        """Keep the running machine in the folder that it was made for (`MachineSpec.freeze_to`), and end it.
+
+        The machine is gone then. Any number of others can go on from there, at once and later, as long as
+        nobody writes to that folder: they are created with `MachineSpec.thaw_from`, and `start` resumes them.
+        """
+        self._freeze(name, deadline)
+        if self.owner:
+            self.owner.is_gone(Kind.MACHINE, name)
+
+    def _freeze(self, name: str, deadline: Deadline) -> None:
+        raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
+
+    def lateness_s(self, name: str) -> float:
+        """For how many seconds the guest stood still before it last went on: its clock is late by that."""
+        return 0.0
+
     # --- reaching the guest ------------------------------------------------------------------------
 
     @abstractmethod

@@ -22,6 +22,7 @@ LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning"
     "reaper",
     "shared",
     "tries",
+    "warm",
     "watchdog",
 }
 FACES = {

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
-from pytest_vmfest.drivers.qemu import diagnosis, host, listing, nat, record, snapshots
+from pytest_vmfest.drivers.disk_images import check_readable
+from pytest_vmfest.drivers.qemu import diagnosis, frozen, host, listing, nat, record, snapshots
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
 from pytest_vmfest.drivers.qemu.disks import Disks
 from pytest_vmfest.drivers.qemu.networks import Networks
@@ -101,10 +102,15 @@ class QemuDriver(Driver):
         disks = self._disks()
         folder = self._store.add(Record(spec))
         try:
-            disks.create_overlay(spec.image, folder / record.DISK)
-            if firmware is not None:
-                with writing_to(folder):
-                    shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
+            if spec.freeze_to is not None:
+                frozen.prepare(spec.freeze_to)
+            if spec.thaw_from is not None:
+                frozen.furnish(folder, spec.thaw_from, firmware is not None)
+            else:
+                disks.create_overlay(spec.image, folder / record.DISK)
+                if firmware is not None:
+                    with writing_to(folder):
+                        shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
         except BaseException:
             self._store.remove(spec.name)
             raise
@@ -221,6 +227,32 @@ class QemuDriver(Driver):
                 with suppress(FileNotFoundError):  # it has just been destroyed
                     found.append(MachineInfo.half_made(self._store.folder(name)))
         return sorted(found, key=lambda info: info.created)
+
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """A digest of QEMU's version, its command line and the image's files."""
+        programs, accel = self._opened()
+        check_readable(spec.image)
+        return frozen.key(spec, programs.system, programs.version, accel.name, self.settings.cpu)
+
+    def _freeze(self, name: str, deadline: Deadline) -> None:
+        """Keep memory and disk file themselves; QEMU writes out only the devices' state."""
+        machine, state = self._look(name)
+        target = machine.spec.freeze_to
+        if state is not MachineState.RUNNING or target is None:
+            raise wrong_state(name, state, "be frozen")
+        folder = self._store.folder(name)
+        with self._runner.monitor(machine) as monitor:
+            frozen.freeze(monitor, target, deadline)
+        self._runner.quit(machine)
+        disk = frozen.take_over(folder, target, machine.spec.firmware == "efi")
+        self._disks().create_empty_overlay(disk, "qcow2", target / frozen.OVERLAY)
+        self._store.remove(name)
+
+    def lateness_s(self, name: str) -> float:
+        """For how many seconds the guest stood still before it last went on: its clock is late by that."""
+        return self._store.load(name).late_s
 
     # --- reaching the guest ------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class Record:
     ``process`` is the one that was started last, and None once its end is accounted for; ``starting`` says
     that there may be one which the record does not know yet; ``ssh_port`` is where port 22 of the guest is
     reached on loopback while ``process`` lives. Without ``process``, ``saved`` says whether memory waits
-    on disk.
+    on disk. ``was_on`` says whether it was ever started, ``late_s`` for how many seconds it had stood still
+    before it last went on.
     """
 
     spec: MachineSpec
@@ -53,6 +54,8 @@ class Record:
     starting: bool = False
     ssh_port: int | None = None
     saved: bool = False
+    was_on: bool = False
+    late_s: float = 0.0
 
     def off(self, *, saved: bool = False) -> Record:
         """The record of the machine when no process of it is left."""
@@ -155,7 +158,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         "direct_boot": boot
         and {
             "kernel": str(boot.kernel),
-            "initrd": str(boot.initrd) if boot.initrd else None,
+            "initrd": _text(boot.initrd),
             "command_line": boot.command_line,
         },
         "hardware": spec.hardware.as_json(),
@@ -167,6 +170,10 @@ def _to_json(record: Record) -> dict[str, Any]:
         "starting": record.starting,
         "ssh_port": record.ssh_port,
         "saved": record.saved,
+        "was_on": record.was_on,
+        "late_s": record.late_s,
+        "freeze_to": _text(spec.freeze_to),
+        "thaw_from": _text(spec.thaw_from),
     }
 
 
@@ -180,7 +187,7 @@ def _from_json(data: dict[str, Any]) -> Record:
         direct_boot=boot
         and DirectBoot(
             kernel=Path(boot["kernel"]),
-            initrd=Path(boot["initrd"]) if boot["initrd"] else None,
+            initrd=_path(boot["initrd"]),
             command_line=boot["command_line"],
         ),
     )
@@ -191,6 +198,8 @@ def _from_json(data: dict[str, Any]) -> Record:
         network=data["network"],
         nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
         tags=data["tags"],
+        freeze_to=_path(data["freeze_to"]),
+        thaw_from=_path(data["thaw_from"]),
     )
     return Record(
         spec=spec,
@@ -199,4 +208,14 @@ def _from_json(data: dict[str, Any]) -> Record:
         starting=data["starting"],
         ssh_port=data["ssh_port"],
         saved=data["saved"],
+        was_on=data["was_on"],
+        late_s=data["late_s"],
     )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

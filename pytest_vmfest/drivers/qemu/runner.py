@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.drivers.qemu import nat, record
+from pytest_vmfest.drivers.qemu import frozen, nat, record
 from pytest_vmfest.drivers.qemu.command import Wiring, command_line
 from pytest_vmfest.drivers.qemu.host import SYSTEM_PROGRAM
 from pytest_vmfest.drivers.qemu.monitor import (
@@ -87,7 +87,12 @@ class Runner:
             monitor = self._handshake(name, line, deadline)
             self._own[name] = (process, monitor)
             port = nat.forwards(monitor)[nat.SSH_PORT]
-            running = replace(machine, process=process, ssh_port=port, saved=False)
+            late_s = 0.0
+            if source := _goes_on_from(machine):
+                late_s = frozen.thaw(monitor, source, deadline)
+            running = replace(
+                machine, process=process, ssh_port=port, saved=False, was_on=True, late_s=late_s
+            )
             self._store.save(running)
             return running
         except BaseException:
@@ -184,6 +189,8 @@ class Runner:
                     wiring=wiring,
                     firmware=launch.firmware,
                     load=launch.load,
+                    memory=frozen.memory_of(machine.spec, at_first=not machine.was_on),
+                    incoming=_goes_on_from(machine) is not None,
                     halted=launch.halted,
                     gui=launch.gui,
                 )
@@ -206,6 +213,11 @@ class Runner:
         folder = self._store.folder(machine.spec.name)
         killed = (folder / record.PID_FILE).exists() or _KILLED_BY_SIGNAL in record.log_tail(folder)
         return MachineState.ABORTED if killed else MachineState.POWERED_OFF
+
+
+def _goes_on_from(machine: Record) -> Path | None:
+    """The frozen machine that this one goes on from when it is started now."""
+    return None if machine.was_on else machine.spec.thaw_from
 
 
 def _complaint(printed: str) -> str:

@@ -1,0 +1,70 @@
+"""What a guest does before it is frozen, so that those who resume from it have nothing left to do."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from pytest_vmfest.errors import CommandError
+from pytest_vmfest.warm import mending
+
+if TYPE_CHECKING:
+    from pytest_vmfest.node import Node
+    from pytest_vmfest.waiting import Deadline
+
+# As long as services are starting, and until the guest has done next to nothing for two seconds. One that
+# never rests is frozen as it is.
+_REST = """\
+command -v systemctl > /dev/null && timeout 60 systemctl is-system-running --wait > /dev/null
+calm=0 tries=0
+while [ $calm -lt 2 ] && [ $tries -lt 30 ]; do
+  read -r _ user nice system idle rest < /proc/stat
+  busy=$((user + nice + system)) all=$((busy + idle))
+  sleep 1
+  read -r _ user nice system idle rest < /proc/stat
+  busy=$((user + nice + system - busy)) all=$((user + nice + system + idle - all))
+  [ $((busy * 10)) -lt $all ] && calm=$((calm + 1)) || calm=0
+  tries=$((tries + 1))
+done
+sync
+"""
+_LOGINS = 2
+_CLOCK_READINGS = 5
+# A guest's sshd has to see that the last connection is gone.
+_FAREWELL_S = 0.3
+
+
+def settle(node: Node, deadline: Deadline) -> None:
+    """Have the guest at rest, what the first commands need in its memory, and its clock right."""
+    node.run_script(_REST, deadline)
+    _bring_mender(node, deadline)
+    for _ in range(_LOGINS):
+        node.disconnect()
+        node.run_script("command -v ip hostname sed > /dev/null; ip link > /dev/null; sync", deadline)
+    _set_clock(node, deadline)
+    node.disconnect()
+    time.sleep(_FAREWELL_S)
+
+
+def _bring_mender(node: Node, deadline: Deadline) -> None:
+    path = mending.MENDER
+    folder = path.rpartition("/")[0]
+    text = f"mkdir -p {folder} && cat > {path} && chmod 755 {path}"
+    node.run_script(text, deadline, input=mending.program())
+
+
+def _set_clock(node: Node, deadline: Deadline) -> None:
+    """Set the guest's clock by this host's: right to half the time of the quickest of some readings."""
+    readings = []
+    try:
+        for _ in range(_CLOCK_READINGS):
+            began = time.time()
+            told = node.run_script(mending.mend_command(), deadline)
+            ended = time.time()
+            seconds, nanoseconds = struct.unpack("<qq", told)
+            late_s = (began + ended) / 2 - (seconds + nanoseconds / 1e9)
+            readings.append((ended - began, late_s))
+    except (CommandError, struct.error):
+        return  # no Linux on x86-64: see `mending.script`
+    node.run_script(mending.mend_command(min(readings)[1]), deadline)

@@ -1,0 +1,168 @@
+"""The templates of a store: one frozen machine for each image, hardware and driver that was used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
+from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.progress import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pytest_vmfest.drivers.base import Driver
+    from pytest_vmfest.progress import Progress
+    from pytest_vmfest.specs import MachineSpec
+
+# Counted up when what is done before a freeze, or how it is kept, changes.
+_FORMAT = 1
+_FACTS = "template.json"
+_POLL_S = 0.2
+# Others boot and settle as long as this machine may.
+_PATIENCE_FACTOR = 3
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a template; the file with this is written last, so what has none is not whole."""
+
+    image: str
+    driver: str
+    memory_mib: int
+    cpus: int
+    macs: tuple[str, ...]
+    """The addresses that its private NICs have, as resumed guests see them at first."""
+    took_s: float
+    """How long it took to make, from the first boot on."""
+    size: dict[str, int]
+    """The size of each of its files."""
+
+
+class Template:
+    """A frozen machine in a folder of the store, or the place for one that is to be made."""
+
+    def __init__(self, folder: Path, lock: Path) -> None:
+        """``lock`` is held by who makes or removes it."""
+        self.folder = folder
+        self._lock = FileLock(lock)
+
+    @property
+    def name(self) -> str:
+        """Image, and a digest of all that it depends on: ``tiny-1f2e3d4c5b6a``."""
+        return self.folder.name
+
+    def facts(self) -> Facts | None:
+        """What is known of it; None if it is not there, or not whole."""
+        try:
+            said = json.loads((self.folder / _FACTS).read_bytes())
+            known = {field.name: said[field.name] for field in fields(Facts)}
+            facts = Facts(**{**known, "macs": tuple(known["macs"])})
+            sizes = {name: (self.folder / name).stat().st_size for name in facts.size}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return facts if sizes == facts.size else None
+
+    def used(self) -> None:
+        """Note that it is used now."""
+        with suppress(OSError):
+            os.utime(self.folder / _FACTS)
+
+    @contextmanager
+    def turn(self, patience_s: float, check: Callable[[], None]) -> Iterator[None]:
+        """Have it to oneself, to make it; ``check`` is called while others have it, and may raise.
+
+        Raises `WaitTimeoutError`.
+        """
+        with writing_to(self._lock_folder):
+            make_private(self._lock_folder)
+        give_up = time.monotonic() + patience_s
+        while True:
+            check()
+            try:
+                self._lock.acquire(timeout=_POLL_S)
+                break
+            except Timeout:
+                if time.monotonic() > give_up:
+                    raise WaitTimeoutError(
+                        f"another process has been making the template {self.name} for {patience_s:g} s"
+                    ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def complete(self, spec: MachineSpec, driver: Driver, took_s: float) -> Facts:
+        """Note that it is whole now."""
+        files = [path for path in self.folder.iterdir() if path.name != _FACTS]
+        facts = Facts(
+            image=spec.image.name,
+            driver=driver.name,
+            memory_mib=spec.hardware.memory_mib,
+            cpus=spec.hardware.cpus,
+            macs=tuple(nic.mac for nic in spec.nics),
+            took_s=took_s,
+            size={path.name: path.stat().st_size for path in files},
+        )
+        beside = self.folder / f"{_FACTS}.new"
+        with writing_to(self.folder):
+            beside.write_text(json.dumps(asdict(facts), indent=1))
+            beside.replace(self.folder / _FACTS)
+        return facts
+
+    def discard(self) -> None:
+        """Remove it. Machines that have resumed from it go on, until they are powered off."""
+        with suppress(OSError):
+            (self.folder / _FACTS).unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _lock_folder(self) -> Path:
+        return self.folder.parents[1] / "locks"
+
+
+class Templates:
+    """Finds the template for a machine, by all that it depends on."""
+
+    def __init__(self, driver: Driver, news: Progress) -> None:
+        """``news`` is told, once each, why machines have none."""
+        self._driver = driver
+        self._news = news
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def of(self, spec: MachineSpec) -> Template | None:
+        """The template for machines of this spec, whether it is there yet or not; None: they boot."""
+        if not self._driver.outlives_us:
+            return None
+        try:
+            key = self._driver.freezing_key(spec)
+        except NotSupportedError as error:
+            self.do_without(error.message)
+            return None
+        digest = hashlib.sha256(f"{_FORMAT} {self._driver.name} {key}".encode()).hexdigest()[:12]
+        return template_at(self._driver.settings.home, f"{spec.image.name}-{digest}")
+
+    def do_without(self, reason: str) -> None:
+        """Tell, unless it was told before, why machines boot instead of resuming."""
+        with self._lock:
+            if reason in self._told:
+                return
+            self._told.add(reason)
+        self._news(Step("templates", f"machines boot: {reason}"))
+
+
+def template_at(home: Path, name: str) -> Template:
+    """The template of that name in the store ``home``."""
+    return Template(home / "templates" / name, home / "locks" / f"template-{name}.lock")
