@@ -56,11 +56,7 @@ def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tc
         thaw_from=None,
     )
     boot = spec.image.direct_boot
-    files = [
-        Path(program),
-        *([boot.kernel] if boot else []),
-        *([boot.initrd] if boot and boot.initrd else []),
-    ]
+    files = [Path(program), *((boot.kernel, boot.initrd) if boot else ())]
     command = command_line(
         alike,
         program=program,
