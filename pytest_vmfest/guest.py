@@ -26,7 +26,8 @@ class Introduction:
     def script(self, was: Sequence[str] = ()) -> str:
         """A POSIX shell script, run as root after every boot; running it again changes nothing.
 
-        ``was`` are the addresses that the NICs have from a template, until they are given their own. It needs ``ip`` (iproute2 or busybox), ``hostname`` and ``sed`` in the guest.
+        ``was`` are the addresses that the NICs have from a template, until they are given their own. It needs
+        ``ip`` (iproute2 or busybox), ``hostname`` and ``sed`` in the guest.
         """
         lines = ["set -e", *self._name()]
         for nic, mac in zip(self.nics, was or [nic.mac for nic in self.nics], strict=True):

@@ -113,8 +113,8 @@ class Startup:
         """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine.
 
         With ``templates`` it resumes from one, which is made of this very machine if there is none yet; else
-        it boots. ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this is the
-        ``last``, a machine that did not come up is not kept: another one follows.
+        it boots. ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this
+        is the ``last``, a machine that did not come up is not kept: another one follows.
         """
         self.failed_boot: FailedBoot | None = None
         """Set when the start may be tried again; nothing is left of its machine then."""

@@ -1,1 +1,1 @@
-"""Warm starts: a machine is booted once, settled and frozen; others resume from it in a fraction of a second."""
+"""Warm starts: one machine boots, settles and is frozen; others resume from it in a fraction of the time."""

@@ -1,4 +1,4 @@
-"""Making a resumed guest itself: until then it is its template's twin, and believes the time of its freezing."""
+"""Making a resumed guest itself: until then it is its template's twin, and its clock stands at the freezing."""
 
 from __future__ import annotations
 

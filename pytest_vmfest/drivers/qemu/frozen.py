@@ -43,7 +43,7 @@ _PLACEHOLDER = "frozen"
 
 
 def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tcg"], cpu: str | None) -> str:
-    """What a frozen machine of this spec depends on, on this host: where it differs, it cannot be gone on from.
+    """What a frozen machine of this spec depends on, on this host: else nobody can go on from it.
 
     Raises `OSError` for files of the image that cannot be read.
     """
@@ -65,7 +65,13 @@ def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tc
         wiring=Wiring(0, (0,) * len(spec.nics)),
         memory=Memory(Path(), is_shared=False),
     )
-    facts = [command, version, spec.firmware, cache_name(spec.image), *map(_identity, files)]
+    facts = [
+        command,
+        version,
+        spec.firmware,
+        cache_name(spec.image),
+        *(_identity(file) for file in files if file),
+    ]
     if accel == "kvm":
         facts.append(_host_cpu())
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
