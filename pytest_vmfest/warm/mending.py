@@ -1,4 +1,4 @@
-"""Making a resumed guest itself: until then it is its template's twin, and its clock stands at the freezing."""
+"""Making a resumed guest itself: until then it is its template's twin, at the time of its freezing."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tc
         thaw_from=None,
     )
     boot = spec.image.direct_boot
-    files = [Path(program), *((boot.kernel, boot.initrd) if boot else ())]
+    files = [Path(program), *(file for file in ((boot.kernel, boot.initrd) if boot else ()) if file)]
     command = command_line(
         alike,
         program=program,
