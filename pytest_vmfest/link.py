@@ -41,6 +41,8 @@ class Link:
         self._instance = instance
         self._remote: Remote | None = None
         self._lock = threading.Lock()
+        self.verify: Callable[[Remote, Deadline], None] = lambda remote, deadline: None
+        """Called with each new connection before it is used; may raise what then comes of the use."""
         self.watch: Callable[[bool], None] = lambda at_once: None
         """Called while a command or transfer runs, or a connection is waited for; may raise
         `ConsoleAlarmError` to break that off. Told whether to look although it has just looked."""
@@ -60,7 +62,13 @@ class Link:
         with self._lock:
             if self._remote is None or not self._remote.alive:
                 self._close()
-                self._remote = self._connect(deadline, watch, on_stage)
+                remote = self._connect(deadline, watch, on_stage)
+                try:
+                    self.verify(remote, deadline)
+                except BaseException:
+                    remote.close()
+                    raise
+                self._remote = remote
             return self._remote
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shlex
 import time
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pytest_vmfest.errors import (
     CommandTimeoutError,
     ConnectionLostError,
     ConsoleAlarmError,
+    HostKeyError,
     MachineGoneError,
     RemoteError,
     WaitTimeoutError,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import ImageModel
 
+# By what is in there a guest is known again. It is in memory: a guest that boots forgets it.
+_TOKEN_FILE = "/run/vmfest/instance"
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -75,6 +79,7 @@ class Node:
         """What `expect_console` allows its console to say."""
         self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
+        self._token = secrets.token_hex(16)
         self._link = Link(instance)
 
     def __repr__(self) -> str:
@@ -378,7 +383,19 @@ class Node:
         text = self.introduction.script(was or ())
         if was is not None:
             text = mending.script(self.instance.driver.lateness_s(self.instance.name)) + "\n" + text
+        folder = _TOKEN_FILE.rpartition("/")[0]
+        text += f"\nmkdir -p {folder} && echo {self._token} > {_TOKEN_FILE}"
         self._as_root(text, deadline)
+        self._link.verify = self._verify
+
+    def _verify(self, remote: Remote, deadline: Deadline) -> None:
+        """Refuse a guest that another node has introduced; one that has booted anew knows no token."""
+        found = remote.execute(f"cat {_TOKEN_FILE}", input=None, deadline=deadline).stdout.decode().strip()
+        if found not in ("", self._token):
+            raise HostKeyError(
+                f"{self.name}: another machine answers at {self.instance.endpoint()}",
+                hint="has its port been given to another one meanwhile?",
+            )
 
     def run_script(self, text: str, deadline: Deadline, *, input: bytes | None = None) -> bytes:
         """Run shell text as root and return what it wrote; `CommandError` unless it succeeds."""

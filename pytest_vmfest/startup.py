@@ -28,6 +28,7 @@ from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.waiting import Deadline
 from pytest_vmfest.warm.settling import settle
+from pytest_vmfest.warm.templates import in_use, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,11 +209,11 @@ class Startup:
         except VmfestError as error:
             self._do_without(template, f"{template.name} cannot be resumed: {error.message}")
             return None
-        template.used()
         return facts
 
     def _facts(self, template: Template) -> Facts | None:
         """What is known of the template, once it is there; None if it cannot be made."""
+        template.used()  # so that nobody takes it for old
         if facts := template.facts():
             return facts
         with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
@@ -231,7 +232,9 @@ class Startup:
             with held_back():
                 self._driver.freeze(spec.name, self._deadline)
                 self._created = False
-            return template.complete(spec, self._driver, time.monotonic() - began)
+            facts = template.complete(spec, self._driver, time.monotonic() - began)
+            tidy(self._driver.settings.home, {template.name, *in_use(self._driver)})
+            return facts
         except VmfestError as error:
             if self._stage != "template":
                 raise

@@ -117,6 +117,8 @@ class MachineInfo:
     created: float
     """Seconds since the epoch."""
     endpoint: Endpoint | None = None
+    template: str = ""
+    """The name of the folder that it went on from; empty if it booted."""
 
     @classmethod
     def half_made(cls, folder: Path) -> MachineInfo:

@@ -19,7 +19,7 @@ from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.progress import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FACTS = "template.json"
 _POLL_S = 0.2
-# Others boot and settle as long as this machine may.
-_PATIENCE_FACTOR = 3
+
+MAX_AGE_S = 14 * 24 * 3600
+"""Templates that nobody has used for so long are removed."""
+MAX_BYTES = 16 << 30
+"""Of templates that take more than this on disk, those that were used last are kept."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,23 @@ class Template:
         with suppress(OSError):
             os.utime(self.folder / _FACTS)
 
+    @property
+    def last_used(self) -> float:
+        """In seconds since the epoch; when it was begun, if it is not whole."""
+        for path in (self.folder / _FACTS, self.folder):
+            with suppress(OSError):
+                return path.stat().st_mtime
+        return 0.0
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """What its files take on disk."""
+        total = 0
+        for path in self.folder.glob("*"):
+            with suppress(OSError):
+                total += 512 * path.stat().st_blocks
+        return total
+
     @contextmanager
     def turn(self, patience_s: float, check: Callable[[], None]) -> Iterator[None]:
         """Have it to oneself, to make it; ``check`` is called while others have it, and may raise.
@@ -121,6 +141,18 @@ class Template:
             beside.replace(self.folder / _FACTS)
         return facts
 
+    def discard_unless_busy(self) -> bool:
+        """Remove it, unless somebody makes it just now; whether it was removed."""
+        try:
+            self._lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            return False
+        try:
+            self.discard()
+        finally:
+            self._lock.release()
+        return not self.folder.exists()
+
     def discard(self) -> None:
         """Remove it. Machines that have resumed from it go on, until they are powered off."""
         with suppress(OSError):
@@ -161,6 +193,38 @@ class Templates:
                 return
             self._told.add(reason)
         self._news(Step("templates", f"machines boot: {reason}"))
+
+
+def templates_in(home: Path) -> list[Template]:
+    """All templates of the store, also those that are not whole, the last used first."""
+    names = [path.name for path in (home / "templates").glob("*") if path.is_dir()]
+    return sorted((template_at(home, name) for name in names), key=lambda one: -one.last_used)
+
+
+def tidy(home: Path, in_use: Container[str]) -> list[str]:
+    """Remove templates that are not whole, too old, or too many, but none ``in_use``; the names of those.
+
+    See `MAX_AGE_S` and `MAX_BYTES`.
+    """
+    removed, kept_bytes = [], 0
+    for template in templates_in(home):
+        size = template.bytes_on_disk
+        old = time.time() - template.last_used > MAX_AGE_S
+        unwanted = template.facts() is None or old or kept_bytes + size > MAX_BYTES
+        if unwanted and template.name not in in_use and template.discard_unless_busy():
+            removed.append(template.name)
+        else:
+            kept_bytes += size
+    return removed
+
+
+def in_use(driver: Driver) -> dict[str, list[str]]:
+    """By template: the machines that have gone on from it."""
+    users: dict[str, list[str]] = {}
+    for info in driver.machines():
+        if info.template:
+            users.setdefault(info.template, []).append(info.name)
+    return users
 
 
 def template_at(home: Path, name: str) -> Template:

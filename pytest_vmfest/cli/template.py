@@ -1,0 +1,111 @@
+"""``vmfest template``: the frozen machines that instances resume from."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pytest_vmfest.cli import show
+from pytest_vmfest.cli.setup import examples, json_option, with_setup
+from pytest_vmfest.cli.units import age, size
+
+if TYPE_CHECKING:
+    from pytest_vmfest.cli.setup import Setup
+    from pytest_vmfest.warm.templates import Template
+
+
+@click.group(epilog=examples("vmfest template list", "vmfest template remove tiny-1f2e3d4c5b6a"))
+def template() -> None:
+    """List and remove templates: machines frozen with their memory, from which others resume.
+
+    They make themselves: the first instance of an image and hardware boots, settles and is frozen. One is
+    made anew when anything has changed that it depends on, and removed when nobody has used it for two weeks.
+    """
+
+
+@template.command("list", epilog=examples("vmfest template list --json"))
+@json_option
+@with_setup("home", "driver")
+def list_templates(setup: Setup, json_: bool) -> None:
+    """List the templates of this store, the last used first, with the machines that went on from each."""
+    from pytest_vmfest.warm.templates import templates_in
+
+    users = _users(setup)
+    rows = [_row(template, users) for template in templates_in(setup.home)]
+    if json_:
+        show.as_json(rows)
+    elif not rows:
+        show.note("There are no templates. The first machine of an image makes one: vmfest up tiny")
+    else:
+        show.table(
+            ("name", "image", "driver", "memory", "cpus", "on disk", "used", "machines"),
+            [
+                (
+                    row["name"],
+                    row["image"] or "(not whole)",
+                    row["driver"],
+                    f"{row['memory_mib']} MiB" if row["memory_mib"] else "",
+                    str(row["cpus"] or ""),
+                    size(row["bytes_on_disk"]),
+                    age(row["last_used"]),
+                    ", ".join(row["machines"]) or "-",
+                )
+                for row in rows
+            ],
+        )
+
+
+@template.command("remove", epilog=examples("vmfest template remove --all"))
+@click.argument("names", metavar="NAME…", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="All of them.")
+@with_setup("home", "driver")
+def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
+    """Remove templates; the next machine of that kind makes a new one.
+
+    One that machines have gone on from is refused: their disks stand on it.
+    """
+    from pytest_vmfest.warm.templates import templates_in
+
+    there = {template.name: template for template in templates_in(setup.home)}
+    if not names and not all_:
+        raise click.UsageError("which? give names, or --all")
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise click.ClickException(
+            f"there is no template {', '.join(missing)}\n  there are: {', '.join(there) or 'none'}"
+        )
+    users = _users(setup)
+    refused = []
+    for name in names or there:
+        if machines := users.get(name):
+            refused.append(f"template {name} is in use by {', '.join(machines)}\n  destroy them first")
+        elif not there[name].discard_unless_busy():
+            refused.append(f"template {name} is just being made, or cannot be removed")
+        else:
+            click.echo(f"{name}: removed")
+    if refused:
+        raise click.ClickException("\n".join(refused))
+
+
+def _users(setup: Setup) -> dict[str, list[str]]:
+    from pytest_vmfest.warm.templates import in_use
+
+    with setup.server() as server:
+        return in_use(server.driver)
+
+
+def _row(template: Template, users: dict[str, list[str]]) -> dict[str, Any]:
+    facts = template.facts()
+    return {
+        "name": template.name,
+        "image": facts.image if facts else None,
+        "driver": facts.driver if facts else "",
+        "memory_mib": facts.memory_mib if facts else None,
+        "cpus": facts.cpus if facts else None,
+        "took_s": round(facts.took_s, 1) if facts else None,
+        "bytes_on_disk": template.bytes_on_disk,
+        "last_used": round(template.last_used, 3) or time.time(),
+        "machines": users.get(template.name, []),
+    }
