@@ -75,6 +75,7 @@ def command_line(
     wiring: Wiring,
     firmware: Path | None = None,
     load: str | None = None,
+    mac: str | None = None,
     memory: Memory | None = None,
     incoming: bool = False,
     halted: bool = False,
@@ -83,7 +84,8 @@ def command_line(
     """The arguments that start the machine, the program first.
 
     ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``firmware`` OVMF's code for a
-    machine with EFI; ``load`` a snapshot with memory to go on from; ``memory`` where its memory is, if that
+    machine with EFI; ``load`` a snapshot with memory to go on from; ``mac`` the MAC of slot 0,
+    if it is not to be the machine's own; ``memory`` where its memory is, if that
     is to be a file; ``incoming`` waits to be told a frozen machine's state; ``halted`` leaves the virtual CPU
     halted; ``gui`` opens a window.
     """
@@ -93,7 +95,7 @@ def command_line(
         *_processor(spec, accel, cpu, memory),
         *_boot(spec, firmware),
         *_disk(_boot_index(spec, "disk")),
-        *_nat(spec),
+        *_nat(spec, mac or mac_address(spec.name)),
         *_private_networks(spec, wiring),
         *(*_screen(spec), "-device", "virtio-rng-pci", "-rtc", "base=utc"),
         # By it a kernel learns that it was resumed, and makes its random numbers its own.
@@ -184,7 +186,7 @@ def _disk(boot_index: str) -> list[str]:
     return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE}{boot_index}"]
 
 
-def _nat(spec: MachineSpec) -> list[str]:
+def _nat(spec: MachineSpec, mac: str) -> list[str]:
     # Port 0: QEMU takes a free one, and tells which. IPv6 leads nowhere here, and guests would wait for it.
     options = [f"user,id={NAT_ID},ipv6=off,hostname={spec.name}", "hostfwd=tcp:127.0.0.1:0-:22"]
     for rule in spec.hardware.nat_rules:
@@ -194,7 +196,7 @@ def _nat(spec: MachineSpec) -> list[str]:
         # Reached from this host by SSH, but with no way out.
         options.append("restrict=on")
     make = _CARDS[spec.hardware.nic_type or "virtio"]
-    card = _network_card(NAT_ID, spec.hardware.mac or mac_address(spec.name), make)
+    card = _network_card(NAT_ID, spec.hardware.mac or mac, make)
     boot_index = _boot_index(spec, "network")
     if boot_index:
         card = card.removesuffix(_NO_ROM) + boot_index

@@ -244,7 +244,7 @@ class QemuDriver(Driver):
             raise wrong_state(name, state, "be frozen")
         folder = self._store.folder(name)
         with self._runner.monitor(machine) as monitor:
-            frozen.freeze(monitor, target, deadline)
+            frozen.freeze(monitor, machine.spec, target, deadline)
         self._runner.quit(machine)
         disk = frozen.take_over(folder, target, machine.spec.firmware == "efi")
         self._disks().create_empty_overlay(disk, "qcow2", target / frozen.OVERLAY)

@@ -16,11 +16,11 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.drivers.disk_images import cache_name
 from pytest_vmfest.drivers.qemu import record
-from pytest_vmfest.drivers.qemu.command import Memory, Wiring, command_line
+from pytest_vmfest.drivers.qemu.command import Memory, Wiring, command_line, mac_address
 from pytest_vmfest.errors import DriverError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.waiting import wait_for
@@ -89,6 +89,14 @@ def _host_cpu() -> list[str]:
     return [line for line in lines if line.partition(":")[0].strip() in told]
 
 
+def mac_of(spec: MachineSpec) -> str:
+    """The MAC of slot 0: the frozen machine's own, which the user-mode network has given an address to."""
+    if spec.thaw_from is None:
+        return mac_address(spec.name)
+    mac: str = _facts(spec.thaw_from)["mac"]
+    return mac
+
+
 def memory_of(spec: MachineSpec, *, at_first: bool) -> Memory | None:
     """Where the machine's memory is when QEMU starts; ``at_first``: for the first time."""
     if spec.freeze_to is not None:
@@ -105,7 +113,7 @@ def prepare(target: Path) -> None:
         make_private(target)
 
 
-def freeze(monitor: Monitor, target: Path, deadline: Deadline) -> None:
+def freeze(monitor: Monitor, spec: MachineSpec, target: Path, deadline: Deadline) -> None:
     """Halt the machine for good, and keep the state of its devices in ``target``.
 
     Its process is to be ended then, and the rest moved by `take_over`.
@@ -123,7 +131,7 @@ def freeze(monitor: Monitor, target: Path, deadline: Deadline) -> None:
 
     wait_for(done, deadline, what=f"machine {monitor.machine!r} to be frozen", interval_s=_POLL_S)
     with writing_to(target):
-        (target / _FACTS).write_text(json.dumps({"stopped": stopped}))
+        (target / _FACTS).write_text(json.dumps({"stopped": stopped, "mac": mac_of(spec)}))
 
 
 def take_over(folder: Path, target: Path, firmware: bool) -> Path:
@@ -169,9 +177,14 @@ def thaw(monitor: Monitor, source: Path, deadline: Deadline) -> float:
     )
     # Its snapshots have to hold the memory.
     _leave_memory_out(monitor, False)
-    stopped: float = json.loads((source / _FACTS).read_bytes())["stopped"]
+    stopped: float = _facts(source)["stopped"]
     monitor.execute("cont")
     return time.time() - stopped
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / _FACTS).read_bytes())
+    return facts
 
 
 def _leave_memory_out(monitor: Monitor, state: bool) -> None:

@@ -189,6 +189,7 @@ class Runner:
                     wiring=wiring,
                     firmware=launch.firmware,
                     load=launch.load,
+                    mac=frozen.mac_of(machine.spec),
                     memory=frozen.memory_of(machine.spec, at_first=not machine.was_on),
                     incoming=_goes_on_from(machine) is not None,
                     halted=launch.halted,
