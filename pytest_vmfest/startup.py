@@ -213,12 +213,15 @@ class Startup:
 
     def _facts(self, template: Template) -> Facts | None:
         """What is known of the template, once it is there; None if it cannot be made."""
+        assert self._templates is not None
         template.used()  # so that nobody takes it for old
         if facts := template.facts():
             return facts
         with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
             # Others may have made it meanwhile.
-            return template.facts() or self._make(template)
+            if facts := template.facts():
+                return facts
+            return self._make(template) if self._templates.fits(self._plan.spec) else None
 
     def _make(self, template: Template) -> Facts | None:
         """Make the template of this machine, which is gone then. What goes wrong with its boot is raised."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _FACTS = "template.json"
 _POLL_S = 0.2
+# What is to be left for everybody else when a template is made, its disk included.
+_SPARE_MIB = 512
 
 MAX_AGE_S = 14 * 24 * 3600
 """Templates that nobody has used for so long are removed."""
@@ -185,6 +187,14 @@ class Templates:
             return None
         digest = hashlib.sha256(f"{_FORMAT} {self._driver.name} {key}".encode()).hexdigest()[:12]
         return template_at(self._driver.settings.home, f"{spec.image.name}-{digest}")
+
+    def fits(self, spec: MachineSpec) -> bool:
+        """Whether the store has room for another template; if not, that is told."""
+        home = self._driver.settings.home
+        free_mib, wanted_mib = shutil.disk_usage(home).free >> 20, spec.hardware.memory_mib + _SPARE_MIB
+        if free_mib < wanted_mib:
+            self.do_without(f"a template may take {wanted_mib} MiB, and {free_mib} MiB are free in {home}")
+        return free_mib >= wanted_mib
 
     def do_without(self, reason: str) -> None:
         """Tell, unless it was told before, why machines boot instead of resuming."""
