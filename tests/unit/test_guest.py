@@ -22,7 +22,9 @@ def run_here(tmp_path):
     (tmp_path / "sys/class/net/lan1/address").write_text("52:54:00:00:00:01\n")
 
     def run(introduction: Introduction) -> subprocess.CompletedProcess[str]:
-        script = introduction.script().replace("/etc/", f"{tmp_path}/etc/").replace("/sys/", f"{tmp_path}/sys/")
+        script = (
+            introduction.script().replace("/etc/", f"{tmp_path}/etc/").replace("/sys/", f"{tmp_path}/sys/")
+        )
         path = f"{tmp_path}/bin:{os.environ['PATH']}"
         return subprocess.run(
             ["/bin/sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=False

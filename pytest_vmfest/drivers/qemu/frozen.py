@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MEMORY = "memory"
 OVERLAY = "overlay.qcow2"
 """An empty overlay on the frozen disk, to be copied."""
-_STATE = "state"
+STATE = "state"
 _FACTS = "frozen.json"
 
 _POLL_S = 0.001
@@ -121,7 +121,7 @@ def freeze(monitor: Monitor, spec: MachineSpec, target: Path, deadline: Deadline
     monitor.execute("stop")
     stopped = time.time()
     _leave_memory_out(monitor, True)
-    monitor.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(target / _STATE))}"})
+    monitor.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(target / STATE))}"})
 
     def done() -> bool:
         status = monitor.execute("query-migrate").get("status")
@@ -168,7 +168,7 @@ def thaw(monitor: Monitor, source: Path, deadline: Deadline) -> float:
     Returns for how many seconds that had stood still.
     """
     _leave_memory_out(monitor, True)
-    monitor.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(source / _STATE))}"})
+    monitor.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(source / STATE))}"})
     wait_for(
         lambda: monitor.execute("query-status")["status"] != "inmigrate",
         deadline,
