@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vmfest import verdict
 from pytest_vmfest.config import OPTIONS, load_settings
 from pytest_vmfest.errors import (
     ConfigurationError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
     from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.look import Look
     from pytest_vmfest.run import Run
     from pytest_vmfest.watchdog import Watchdog
 
@@ -92,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
     else:
-        config.pluginmanager.register(_JUnitSections(), "vmfest-junit")
+        config.pluginmanager.register(_JUnitSections(config), "vmfest-junit")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -238,12 +240,15 @@ def pytest_runtest_makereport(
     run = item.config.stash.get(RUN, None)
     if run:
         _note_times(run, item, made)
+    error = call.excinfo.value if call.excinfo else None
+    looks: list[Look] = []
     if run and made.failed:
         from pytest_vmfest import telling
 
         for holding in run.holdings_of(item):
             holding.failed = True
-        telling.tell(run, item, made, call.excinfo.value if call.excinfo else None)
+        looks = telling.tell(run, item, made, error)
+    verdict.judge(made, error, looks)
     if (
         call.when != "call"
         and call.excinfo is not None
@@ -269,18 +274,29 @@ def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
     made.user_properties += fresh
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    """Tell trouble of the infrastructure as an error, also in the middle of a test."""
+    return ("error", "E", "ERROR") if verdict.is_error(report) else None
+
+
 class _JUnitSections:
-    """Where JUnit's XML is written: let it tell of a failing test's machines, too."""
+    """Where JUnit's XML is written: let it tell of a failing test's machines, and of errors as such."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """See `telling.shown_in_junit`."""
+        """See `telling.shown_in_junit` and `verdict.told_in_junit`."""
         if not report.failed:
             return (yield)
         from pytest_vmfest import telling
 
         with telling.shown_in_junit(report):
             yield
+        if verdict.is_error(report):
+            verdict.told_in_junit(self._config, report)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:

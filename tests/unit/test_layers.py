@@ -34,6 +34,7 @@ FACES = {
     "telling",
     "artifacts",
     "timeline",
+    "verdict",
     "cli",
 }
 
@@ -98,8 +99,8 @@ def test_imports_go_downwards(path):
         ("requests", {"images"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling"}),
-        ("_pytest", {"plugin", "report"}),
+        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling", "verdict"}),
+        ("_pytest", {"plugin", "report", "verdict"}),
     ],
 )
 def test_each_library_has_its_room(library, rooms):
