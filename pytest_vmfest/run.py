@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.artifacts import Artifacts
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
+    from pytest_vmfest.handmade import Handmade
     from pytest_vmfest.look import Look
     from pytest_vmfest.node import Node
     from pytest_vmfest.processes import Process
@@ -117,6 +118,13 @@ class Run:
         return Times(self.worker)
 
     @cached_property
+    def handmade(self) -> Handmade:
+        """What the running test makes without fixtures."""
+        from pytest_vmfest.handmade import Handmade
+
+        return Handmade(self.watchdog)
+
+    @cached_property
     def watchdog(self) -> Watchdog | None:
         """What looks at the consoles of the running test's nodes; None if that is switched off."""
         from pytest_vmfest.alarms import alarm_patterns
@@ -165,6 +173,7 @@ class Run:
                 server.own_for(self.controller, tags)
             else:
                 server.own(tags, parent=self.controller)
+            server.on_made = self.handmade.add
             self._servers[key] = server
         return self._servers[key]
 
@@ -248,6 +257,7 @@ class Run:
         What they said before is not its matter.
         """
         self.departed.clear()
+        self.handmade.begin()
         if self.watchdog:
             self.watchdog.end()  # a test that was skipped has not been told of
         if self.artifacts:
@@ -267,9 +277,10 @@ class Run:
             )
 
     def looks_of(self, item: pytest.Item) -> list[Look]:
-        """What can be found out about the nodes of a test's fixtures, also of those that are gone again."""
+        """What can be found out about a test's nodes, also of those that are gone again."""
         gone = [look for holding, looks in self.departed if holding.belongs_to(item) for look in looks]
         looks = gone + [look for holding in self.holdings_of(item) for look in holding.look()]
+        looks += self.handmade.looks()
         for alarm in self.watchdog.end() if self.watchdog else []:
             for look in looks:
                 if look.machine == alarm.machine:

@@ -17,6 +17,7 @@ WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress"
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
     "guardian",
+    "handmade",
     "look",
     "ownership",
     "reaper",
