@@ -63,6 +63,8 @@ _OUR_TROUBLE = (
 )
 _TIMELINE: pytest.StashKey[str] = pytest.StashKey()
 _WORKER_ARTIFACTS = "vmfest_artifacts"
+_NEWS = "vmfest_news"
+"""An attribute of reports from xdist's workers."""
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
@@ -93,8 +95,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
     if hasattr(config, "workerinput"):
         config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
+        config.pluginmanager.register(_WorkerReports(config), "vmfest-worker")
     else:
-        config.pluginmanager.register(_JUnitSections(config), "vmfest-junit")
+        config.pluginmanager.register(_Reports(config), "vmfest-reports")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -280,15 +283,34 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
     return ("error", "E", "ERROR") if verdict.is_error(report) else None
 
 
-class _JUnitSections:
-    """Where JUnit's XML is written: let it tell of a failing test's machines, and of errors as such."""
+class _WorkerReports:
+    """In an xdist worker: reports bring the controller what it will tell at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """See `report.news`."""
+        if run := self._config.stash.get(RUN, None):
+            from pytest_vmfest.report import news
+
+            setattr(report, _NEWS, news(run))
+
+
+class _Reports:
+    """Where reports are told: take what they bring, and let JUnit's XML tell as much as the terminal does."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """See `telling.shown_in_junit` and `verdict.told_in_junit`."""
+        """See `report.news`, `telling.shown_in_junit` and `verdict.told_in_junit`."""
+        if news := vars(report).pop(_NEWS, None):
+            from pytest_vmfest.report import from_worker_output
+
+            from_worker_output(run_of(self._config), news)
         if not report.failed:
             return (yield)
         from pytest_vmfest import telling
