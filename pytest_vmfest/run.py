@@ -52,6 +52,8 @@ class Holding:
     """The test, class, module, package or session that the fixture is made for."""
     group: NodeGroup
     reset: Callable[[], object] | None = None
+    shared: bool = False
+    """Whether other workers use them: they are not destroyed with the fixture."""
     failed: bool = False
     """Whether a test that used them failed."""
     began: dict[str, int] = field(default_factory=dict)
@@ -220,9 +222,8 @@ class Run:
             return NodeGroup([node], node.destroy)
 
         launch = self._shared(launch, model, shared) if shared else launch
-        with self._held(
-            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
-        ) as group:
+        server = self.server(request.driver, shared=bool(shared))
+        with self._held(launch, server, fixture, scope, reset=reset, shared=bool(shared)) as group:
             yield next(iter(group.values()))
 
     @contextmanager
@@ -242,9 +243,8 @@ class Run:
             return server.launch_group_request(request, model, **how)
 
         launch = self._shared(launch, model, shared) if shared else launch
-        with self._held(
-            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
-        ) as group:
+        server = self.server(request.driver, shared=bool(shared))
+        with self._held(launch, server, fixture, scope, reset=reset, shared=bool(shared)) as group:
             yield group
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
@@ -297,7 +297,7 @@ class Run:
         from pytest_vmfest.shared import shared_nodes
 
         def find_or_launch(server: Server, **how: Any) -> NodeGroup:
-            if self.controller is None or not server.driver.outlives_us:
+            if not self._shares(server):
                 return launch(server, **how)
             return shared_nodes(
                 server.driver,
@@ -310,6 +310,10 @@ class Run:
 
         return find_or_launch
 
+    def _shares(self, server: Server) -> bool:
+        """Whether other workers can use what this one makes."""
+        return self.controller is not None and server.driver.outlives_us
+
     @contextmanager
     def _held(
         self,
@@ -317,7 +321,9 @@ class Run:
         server: Server,
         fixture: str,
         scope: pytest.Item | pytest.Collector,
+        *,
         reset: bool,
+        shared: bool,
     ) -> Iterator[NodeGroup]:
         test = _where(fixture, scope)
         began = time.time()
@@ -328,7 +334,7 @@ class Run:
             for machine in error.kept:
                 self._keep(test, server, machine)
             raise
-        holding = Holding(fixture, scope, group)
+        holding = Holding(fixture, scope, group, shared=shared and self._shares(server))
         self._time_starts(test, began, group)
         try:
             self.holdings.append(holding)
@@ -347,11 +353,14 @@ class Run:
     def _let_go(self, holding: Holding, test: str, server: Server) -> None:
         self.holdings.remove(holding)
         keep = self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed)
+        end = "left to other workers" if holding.shared else "destroyed after the test"
         # Whether the teardown fails is known only when all is gone.
-        self.departed.append((holding, holding.look(state="kept" if keep else "destroyed after the test")))
+        self.departed.append((holding, holding.look(state="kept" if keep else end)))
         if keep:
             for node in holding.group.values():
                 self._keep_node(test, server, node)
+        elif holding.shared:
+            holding.group.destroy()  # it is only left
         else:
             with self.times.timed(test, "teardown", holding.machines):
                 holding.group.destroy()
