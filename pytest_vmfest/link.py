@@ -142,10 +142,15 @@ class Link:
         try:
             state = instance.state
             if state is MachineState.PAUSED and (reason := instance.driver.standstill(instance.name)):
-                raise MachineGoneError(f"machine {instance.name!r} stands still: {reason}")
+                raise MachineGoneError(
+                    f"machine {instance.name!r} stands still: {reason}", infrastructure=True
+                )
             alive = state is MachineState.RUNNING or (paused_too and state is MachineState.PAUSED)
             if not alive:
-                raise MachineGoneError(f"machine {instance.name!r} is {state.value}")
+                raise MachineGoneError(
+                    f"machine {instance.name!r} is {state.value}",
+                    infrastructure=state is MachineState.ABORTED,
+                )
             console = instance.console_since_start()
         except MachineNotFoundError:
             raise MachineGoneError(f"there is no machine {instance.name!r} any more") from None

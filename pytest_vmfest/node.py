@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from contextlib import suppress
@@ -70,8 +69,6 @@ class Node:
         """When the first of these phases began, in seconds since the epoch."""
         self.journal = Journal()
         """The last commands that were run by `run` and what is made of it; never their standard input."""
-        self.expected: list[re.Pattern[str]] = []
-        """What `expect_console` allows its console to say."""
         self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._link = Link(instance)
@@ -334,7 +331,7 @@ class Node:
 
         >>> node.expect_console("Kernel panic")  # doctest: +SKIP
         """
-        self.expected.append(re.compile(pattern))
+        self.instance.expect_console(pattern)
 
     def screenshot(self, path: str | os.PathLike[str]) -> None:
         """Write the screen to ``path`` as PNG."""
