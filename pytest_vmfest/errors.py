@@ -31,6 +31,11 @@
     ├── StartError                a machine did not become a connected node
     ├── GroupStartError           the same for a group, with every failure
     └── DestroyError              something of a machine is still there
+
+Trouble of the infrastructure, whatever a test does (`VmfestError.infrastructure`), are: StoreError,
+ImageFetchError, ImageBuildError, DriverError and DriverUnavailableError (not the others below it),
+StartError, GroupStartError, DestroyError; and of MachineGoneError and MachineStateError those that are raised
+because the hypervisor died under the machine, or has halted it by itself.
 """
 
 from __future__ import annotations
@@ -49,10 +54,15 @@ class VmfestError(Exception):
     ``str(error)`` says what failed and where; ``hint``, on a line of its own, says what to do about it.
     """
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    infrastructure: bool = False
+    """Whether what the tests stand on has failed: a test that this ends is an error, not a failure."""
+
+    def __init__(self, message: str, *, hint: str = "", infrastructure: bool | None = None) -> None:
         super().__init__(f"{message}\n  {hint}" if hint else message)
         self.message = message
         self.hint = hint
+        if infrastructure is not None:
+            self.infrastructure = infrastructure
 
 
 class ConfigurationError(VmfestError):
@@ -61,6 +71,8 @@ class ConfigurationError(VmfestError):
 
 class StoreError(VmfestError):
     """The image store or the runtime folder cannot be used (not writable, no space left)."""
+
+    infrastructure = True
 
 
 class ImageError(VmfestError):
@@ -90,9 +102,13 @@ class ImageInUseError(ImageError):
 class ImageFetchError(ImageError):
     """An image could not be downloaded."""
 
+    infrastructure = True
+
 
 class ImageBuildError(ImageError):
     """A recipe could not build its image; ``log`` holds the last lines that its tools printed."""
+
+    infrastructure = True
 
     def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -102,6 +118,8 @@ class ImageBuildError(ImageError):
 class DriverError(VmfestError):
     """The hypervisor refused or failed."""
 
+    infrastructure = True
+
 
 class DriverUnavailableError(DriverError):
     """The hypervisor is not installed or cannot be used on this host."""
@@ -110,17 +128,25 @@ class DriverUnavailableError(DriverError):
 class NotSupportedError(DriverError):
     """The driver cannot do what was asked."""
 
+    infrastructure = False
+
 
 class MachineNotFoundError(DriverError):
     """There is no machine of that name."""
+
+    infrastructure = False
 
 
 class MachineExistsError(DriverError):
     """A machine of that name exists already."""
 
+    infrastructure = False
+
 
 class MachineStateError(DriverError):
     """The operation is not possible in the machine's present state."""
+
+    infrastructure = False
 
 
 class RemoteError(VmfestError):
@@ -187,6 +213,8 @@ class StartError(VmfestError):
     was left as it is.
     """
 
+    infrastructure = True
+
     def __init__(
         self,
         message: str,
@@ -216,6 +244,8 @@ class GroupStartError(VmfestError):
     ``kept`` has the names of the machines that were left as they are.
     """
 
+    infrastructure = True
+
     def __init__(self, message: str, *, failures: dict[str, Exception], kept: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.failures = failures
@@ -224,6 +254,24 @@ class GroupStartError(VmfestError):
 
 class DestroyError(VmfestError):
     """Something of a machine is still there after it was destroyed."""
+
+    infrastructure = True
+
+
+def of_infrastructure(error: BaseException | None) -> bool:
+    """Whether an error tells of trouble of the infrastructure.
+
+    Our own errors say so themselves; others may be raised ``from`` one that does, or be a group of such.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, VmfestError):
+            return error.infrastructure
+        if isinstance(error, BaseExceptionGroup) and any(map(of_infrastructure, error.exceptions)):
+            return True
+        seen.append(error)
+        error = error.__cause__
+    return False
 
 
 def clean_up_after(error: BaseException, clean_up: Callable[[], object]) -> None:

@@ -50,7 +50,7 @@ def vm_server(pytestconfig: pytest.Config) -> Server:
 
     For tests that make and operate machines by themselves: `vm_server.instance(name, image)`,
     `vm_server.launch(image=...)`, `vm_server.machines()`, `vm_server.images`. What a test makes so, it has to
-    destroy: the objects are context managers.
+    destroy: the objects are context managers. If it fails, its report tells of them as of those of fixtures.
     """
     return run_of(pytestconfig).server()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -53,6 +54,10 @@ class Instance:
         self._find_image = image
         self._console_start = 0
         self.name = name
+        self.expected: list[re.Pattern[str]] = []
+        """What `expect_console` allows its console to say."""
+        self.before_destroy: Callable[[], None] = lambda: None
+        """Called before the machine is destroyed by this object; raises nothing."""
 
     def __repr__(self) -> str:
         """``<Instance backup-machine>``."""
@@ -118,6 +123,7 @@ class Instance:
 
     def destroy(self) -> None:
         """Remove every trace of the machine, in whatever state it is."""
+        self.before_destroy()
         self._driver.destroy(self.name)
 
     def endpoint(self, timeout_s: float = START_TIMEOUT_S) -> Endpoint:
@@ -141,6 +147,10 @@ class Instance:
         with suppress(MachineNotFoundError):
             return last_lines(self.console(), lines)
         return ""
+
+    def expect_console(self, pattern: str) -> None:
+        """Allow the console to say what would make the running test fail; see `Node.expect_console`."""
+        self.expected.append(re.compile(pattern))
 
     def screenshot(self, path: Path) -> None:
         """Write the screen to ``path`` as PNG."""

@@ -13,6 +13,7 @@ from pytest_vmfest.errors import (
     ConnectionLostError,
     ConsoleAlarmError,
     DriverError,
+    DriverUnavailableError,
     MachineGoneError,
     MachineNotFoundError,
     VmfestError,
@@ -76,19 +77,19 @@ class Link:
         """The connection, for the time of a command or transfer, while the machine is watched.
 
         When it stops or panics meanwhile, the connection is closed and `MachineGoneError` says why; likewise
-        when `watch` raises.
+        when `watch` raises, or when the hypervisor's service is gone (`DriverUnavailableError`).
         """
         self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[MachineGoneError | ConsoleAlarmError] = []
+        trouble: list[MachineGoneError | ConsoleAlarmError | DriverUnavailableError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
                     self.watch(False)
-                except (MachineGoneError, ConsoleAlarmError) as error:
+                except (MachineGoneError, ConsoleAlarmError, DriverUnavailableError) as error:
                     trouble.append(error)
                     remote.close()
                     return
@@ -149,10 +150,15 @@ class Link:
         try:
             state = instance.state
             if state is MachineState.PAUSED and (reason := instance.driver.standstill(instance.name)):
-                raise MachineGoneError(f"machine {instance.name!r} stands still: {reason}")
+                raise MachineGoneError(
+                    f"machine {instance.name!r} stands still: {reason}", infrastructure=True
+                )
             alive = state is MachineState.RUNNING or (paused_too and state is MachineState.PAUSED)
             if not alive:
-                raise MachineGoneError(f"machine {instance.name!r} is {state.value}")
+                raise MachineGoneError(
+                    f"machine {instance.name!r} is {state.value}",
+                    infrastructure=state is MachineState.ABORTED,
+                )
             console = instance.console_since_start()
         except MachineNotFoundError:
             raise MachineGoneError(f"there is no machine {instance.name!r} any more") from None

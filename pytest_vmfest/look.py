@@ -40,6 +40,8 @@ class Look:
     """How many characters of it are older than the test."""
     alarms: list[str] = field(default_factory=list)
     """Lines of the console that tell of trouble in the guest."""
+    let_down: str = ""
+    """How the hypervisor failed the machine, whatever the guest did; empty if it has not."""
     trouble: list[str] = field(default_factory=list)
     screenshot: Callable[[Path], None] | None = field(default=None, repr=False)
     """Writes its screen as PNG, if it has one now."""
@@ -120,3 +122,7 @@ def _state(node: Node, look: Look) -> None:
         look.screenshot = node.screenshot
     if state is MachineState.RUNNING:
         look.ssh_command = node.ssh_command
+    if state is MachineState.ABORTED:
+        look.let_down = "its hypervisor's process ended by itself or was killed"
+    elif state is MachineState.PAUSED:
+        look.let_down = node.instance.driver.standstill(node.instance.name)

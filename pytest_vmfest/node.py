@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import time
@@ -75,8 +74,6 @@ class Node:
         """When the first of these phases began, in seconds since the epoch."""
         self.journal = Journal()
         """The last commands that were run by `run` and what is made of it; never their standard input."""
-        self.expected: list[re.Pattern[str]] = []
-        """What `expect_console` allows its console to say."""
         self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
         self._token = secrets.token_hex(16)
@@ -340,7 +337,7 @@ class Node:
 
         >>> node.expect_console("Kernel panic")  # doctest: +SKIP
         """
-        self.expected.append(re.compile(pattern))
+        self.instance.expect_console(pattern)
 
     def screenshot(self, path: str | os.PathLike[str]) -> None:
         """Write the screen to ``path`` as PNG."""

@@ -58,6 +58,7 @@ class Times:
         self._worker = worker
         self._tests: set[str] = set()
         self._told = 0
+        self._sent = 0
 
     def add(
         self,
@@ -103,6 +104,11 @@ class Times:
         if test not in self._tests and (part == "teardown" or not concerned):
             return
         self.add(test, _PARTS[part], began, seconds, failed=failed)
+
+    def unsent(self) -> list[Phase]:
+        """All phases since this was last asked for."""
+        fresh, self._sent = self.phases[self._sent :], len(self.phases)
+        return fresh
 
     def untold_properties(self) -> list[tuple[str, str]]:
         """The properties of all phases since this was last asked for."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vmfest import verdict
 from pytest_vmfest.config import OPTIONS, load_settings
 from pytest_vmfest.errors import (
     ConfigurationError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
     from pytest_vmfest.alarms import Alarm
+    from pytest_vmfest.look import Look
     from pytest_vmfest.run import Run
     from pytest_vmfest.watchdog import Watchdog
 
@@ -61,6 +63,8 @@ _OUR_TROUBLE = (
 )
 _TIMELINE: pytest.StashKey[str] = pytest.StashKey()
 _WORKER_ARTIFACTS = "vmfest_artifacts"
+_NEWS = "vmfest_news"
+"""An attribute of reports from xdist's workers."""
 # Whatever uses machines uses one of these, fixtures of the factories included.
 _OWN_FIXTURES = {"vm_server", "vm_image", "_vm_default_image"}
 
@@ -91,8 +95,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESTORE_SIGNALS] = end_by(_leave)
     if hasattr(config, "workerinput"):
         config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
+        config.pluginmanager.register(_WorkerReports(config), "vmfest-worker")
     else:
-        config.pluginmanager.register(_JUnitSections(), "vmfest-junit")
+        config.pluginmanager.register(_Reports(config), "vmfest-reports")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -238,12 +243,15 @@ def pytest_runtest_makereport(
     run = item.config.stash.get(RUN, None)
     if run:
         _note_times(run, item, made)
+    error = call.excinfo.value if call.excinfo else None
+    looks: list[Look] = []
     if run and made.failed:
         from pytest_vmfest import telling
 
         for holding in run.holdings_of(item):
             holding.failed = True
-        telling.tell(run, item, made, call.excinfo.value if call.excinfo else None)
+        looks = telling.tell(run, item, made, error)
+    verdict.judge(made, error, looks)
     if (
         call.when != "call"
         and call.excinfo is not None
@@ -269,18 +277,48 @@ def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
     made.user_properties += fresh
 
 
-class _JUnitSections:
-    """Where JUnit's XML is written: let it tell of a failing test's machines, too."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    """Tell trouble of the infrastructure as an error, also in the middle of a test."""
+    return ("error", "E", "ERROR") if verdict.is_error(report) else None
+
+
+class _WorkerReports:
+    """In an xdist worker: reports bring the controller what it will tell at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """See `report.news`."""
+        if run := self._config.stash.get(RUN, None):
+            from pytest_vmfest.report import news
+
+            setattr(report, _NEWS, news(run))
+
+
+class _Reports:
+    """Where reports are told: take what they bring, and let JUnit's XML tell as much as the terminal does."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """See `telling.shown_in_junit`."""
+        """See `report.news`, `telling.shown_in_junit` and `verdict.told_in_junit`."""
+        if news := vars(report).pop(_NEWS, None):
+            from pytest_vmfest.report import from_worker_output
+
+            from_worker_output(run_of(self._config), news)
         if not report.failed:
             return (yield)
         from pytest_vmfest import telling
 
         with telling.shown_in_junit(report):
             yield
+        if verdict.is_error(report):
+            verdict.told_in_junit(self._config, report)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:

@@ -41,12 +41,8 @@ def line_writer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def to_worker_output(run: Run) -> dict[str, Any]:
-    """What an xdist worker sends to its controller, as plain data."""
-    return {
-        "run": run.id,
-        "phases": [asdict(one) for one in run.times.phases],
-        "kept": [asdict(one) for one in run.kept],
-    }
+    """What an xdist worker sends to its controller at its end, as plain data."""
+    return {**news(run), "kept": [asdict(one) for one in run.kept]}
 
 
 def from_worker_output(run: Run, data: dict[str, Any]) -> None:
@@ -54,7 +50,12 @@ def from_worker_output(run: Run, data: dict[str, Any]) -> None:
     run.id = data["run"]
     run.times.phases += [Phase(**one) for one in data["phases"]]
     told = {one.machine for one in run.kept}  # several workers may have kept a machine that they shared
-    run.kept += [Kept(**one) for one in data["kept"] if one["machine"] not in told]
+    run.kept += [Kept(**one) for one in data.get("kept", []) if one["machine"] not in told]
+
+
+def news(run: Run) -> dict[str, Any]:
+    """What it sends already with a test's report: of a worker that crashes, nothing else comes."""
+    return {"run": run.id, "phases": [asdict(one) for one in run.times.unsent()]}
 
 
 def show_kept(run: Run, terminal: TerminalReporter) -> None:
@@ -75,7 +76,7 @@ def show_durations(run: Run, terminal: TerminalReporter) -> None:
         return
     terminal.section("vmfest: durations in seconds")
     rows: dict[tuple[str, str], list[str]] = {}
-    for phase in run.times.phases:
+    for phase in sorted(run.times.phases, key=lambda phase: phase.worker):
         rows.setdefault((phase.test, phase.node), []).append(f"{phase.phase} {phase.seconds:.2f}")
     last = ""
     for (test, node), phases in rows.items():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.artifacts import Artifacts
     from pytest_vmfest.config import Settings
     from pytest_vmfest.group import NodeGroup
+    from pytest_vmfest.handmade import Handmade
     from pytest_vmfest.look import Look
     from pytest_vmfest.node import Node
     from pytest_vmfest.processes import Process
@@ -51,6 +52,8 @@ class Holding:
     """The test, class, module, package or session that the fixture is made for."""
     group: NodeGroup
     reset: Callable[[], object] | None = None
+    shared: bool = False
+    """Whether other workers use them: they are not destroyed with the fixture."""
     failed: bool = False
     """Whether a test that used them failed."""
     began: dict[str, int] = field(default_factory=dict)
@@ -117,6 +120,13 @@ class Run:
         return Times(self.worker)
 
     @cached_property
+    def handmade(self) -> Handmade:
+        """What the running test makes without fixtures."""
+        from pytest_vmfest.handmade import Handmade
+
+        return Handmade(self.watchdog)
+
+    @cached_property
     def watchdog(self) -> Watchdog | None:
         """What looks at the consoles of the running test's nodes; None if that is switched off."""
         from pytest_vmfest.alarms import alarm_patterns
@@ -165,6 +175,7 @@ class Run:
                 server.own_for(self.controller, tags)
             else:
                 server.own(tags, parent=self.controller)
+            server.on_made = self.handmade.add
             self._servers[key] = server
         return self._servers[key]
 
@@ -211,9 +222,8 @@ class Run:
             return NodeGroup([node], node.destroy)
 
         launch = self._shared(launch, model, shared) if shared else launch
-        with self._held(
-            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
-        ) as group:
+        server = self.server(request.driver, shared=bool(shared))
+        with self._held(launch, server, fixture, scope, reset=reset, shared=bool(shared)) as group:
             yield next(iter(group.values()))
 
     @contextmanager
@@ -233,9 +243,8 @@ class Run:
             return server.launch_group_request(request, model, **how)
 
         launch = self._shared(launch, model, shared) if shared else launch
-        with self._held(
-            launch, self.server(request.driver, shared=bool(shared)), fixture, scope, reset
-        ) as group:
+        server = self.server(request.driver, shared=bool(shared))
+        with self._held(launch, server, fixture, scope, reset=reset, shared=bool(shared)) as group:
             yield group
 
     def holdings_of(self, item: pytest.Item) -> list[Holding]:
@@ -248,6 +257,7 @@ class Run:
         What they said before is not its matter.
         """
         self.departed.clear()
+        self.handmade.begin()
         if self.watchdog:
             self.watchdog.end()  # a test that was skipped has not been told of
         if self.artifacts:
@@ -267,9 +277,10 @@ class Run:
             )
 
     def looks_of(self, item: pytest.Item) -> list[Look]:
-        """What can be found out about the nodes of a test's fixtures, also of those that are gone again."""
+        """What can be found out about a test's nodes, also of those that are gone again."""
         gone = [look for holding, looks in self.departed if holding.belongs_to(item) for look in looks]
         looks = gone + [look for holding in self.holdings_of(item) for look in holding.look()]
+        looks += self.handmade.looks()
         for alarm in self.watchdog.end() if self.watchdog else []:
             for look in looks:
                 if look.machine == alarm.machine:
@@ -286,7 +297,7 @@ class Run:
         from pytest_vmfest.shared import shared_nodes
 
         def find_or_launch(server: Server, **how: Any) -> NodeGroup:
-            if self.controller is None or not server.driver.outlives_us:
+            if not self._shares(server):
                 return launch(server, **how)
             return shared_nodes(
                 server.driver,
@@ -299,6 +310,10 @@ class Run:
 
         return find_or_launch
 
+    def _shares(self, server: Server) -> bool:
+        """Whether other workers can use what this one makes."""
+        return self.controller is not None and server.driver.outlives_us
+
     @contextmanager
     def _held(
         self,
@@ -306,7 +321,9 @@ class Run:
         server: Server,
         fixture: str,
         scope: pytest.Item | pytest.Collector,
+        *,
         reset: bool,
+        shared: bool,
     ) -> Iterator[NodeGroup]:
         test = _where(fixture, scope)
         began = time.time()
@@ -317,7 +334,7 @@ class Run:
             for machine in error.kept:
                 self._keep(test, server, machine)
             raise
-        holding = Holding(fixture, scope, group)
+        holding = Holding(fixture, scope, group, shared=shared and self._shares(server))
         self._time_starts(test, began, group)
         try:
             self.holdings.append(holding)
@@ -336,11 +353,14 @@ class Run:
     def _let_go(self, holding: Holding, test: str, server: Server) -> None:
         self.holdings.remove(holding)
         keep = self.settings.keep == "always" or (self.settings.keep == "failed" and holding.failed)
+        end = "left to other workers" if holding.shared else "destroyed after the test"
         # Whether the teardown fails is known only when all is gone.
-        self.departed.append((holding, holding.look(state="kept" if keep else "destroyed after the test")))
+        self.departed.append((holding, holding.look(state="kept" if keep else end)))
         if keep:
             for node in holding.group.values():
                 self._keep_node(test, server, node)
+        elif holding.shared:
+            holding.group.destroy()  # it is only left
         else:
             with self.times.timed(test, "teardown", holding.machines):
                 holding.group.destroy()

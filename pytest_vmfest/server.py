@@ -103,6 +103,8 @@ class Server:
         if driver != "auto" and not driver_class(driver).takes_url and url is not None:
             raise ConfigurationError(f"driver {driver!r} is local and takes no url ({url!r})")
         self._opened = False
+        self.on_made: Callable[[Node | Instance], None] = lambda made: None
+        """Told what `instance`, `launch` and `launch_group` have made."""
         self._ownership: Callable[[Driver], Ownership] | None = None
 
     @classmethod
@@ -258,7 +260,9 @@ class Server:
         said = {"hardware": hardware, "network": network, "permanent": permanent}
         request = VmRequest.parse(said, where=f"machine {name!r}")
         self.driver.create(plan_machine(request, model, name, tags or {}))
-        return Instance(self.driver, name, lambda: model)
+        made = Instance(self.driver, name, lambda: model)
+        self.on_made(made)
+        return made
 
     def machines(self) -> list[Instance]:
         """All machines of this driver and store, also those of other processes, oldest first."""
@@ -289,7 +293,9 @@ class Server:
         """
         said = {"hardware": hardware, "network": network, "init_script": init_script}
         request = VmRequest.parse(said, where="launch")
-        return self.launch_request(request, self.image(image), name=name, tags=tags)
+        node = self.launch_request(request, self.image(image), name=name, tags=tags)
+        self.on_made(node)
+        return node
 
     def launch_group(
         self,
@@ -308,7 +314,10 @@ class Server:
         """
         said = {"nodes": nodes, "hardware": hardware, "network": network, "init_script": init_script}
         request = VmRequest.parse(said, where="launch_group")
-        return self.launch_group_request(request, self.image(image), tags=tags)
+        group = self.launch_group_request(request, self.image(image), tags=tags)
+        for node in group.values():
+            self.on_made(node)
+        return group
 
     def launch_request(
         self,

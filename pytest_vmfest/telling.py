@@ -32,10 +32,13 @@ _LINE_ENDS = re.compile(r"\r+\n?")
 _CONTROLS = re.compile(r"[^\n\t -~\xa0-\U0010ffff]|[\ud800-\udfff]")
 
 
-def tell(run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseException | None = None) -> None:
+def tell(
+    run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseException | None = None
+) -> list[Look]:
     """Add to a failing test's report what there is to tell of the test's machines, and keep it if wished.
 
-    ``error`` is what the test failed with: it may be that of machines that did not start.
+    ``error`` is what the test failed with: it may be that of machines that did not start. Returns what was
+    found out.
     """
     looks = run.looks_of(item)
     starts = failed_starts(error)
@@ -55,6 +58,7 @@ def tell(run: Run, item: pytest.Item, report: pytest.TestReport, error: BaseExce
         for start, place in zip(starts, places[len(looks) :], strict=True)
         if place
     ]
+    return looks
 
 
 class ConsoleWarning(pytest.PytestWarning):
@@ -85,7 +89,10 @@ def failed_starts(error: BaseException | None) -> list[StartError]:
 def section(look: Look, place: str = "") -> tuple[str, str]:
     """A report's section about one node: title and text. ``place`` says where more is kept."""
     way_in = f"; {look.ssh_command}" if look.ssh_command else ""
-    lines = [f"state: {look.state}{way_in}", *look.trouble]
+    lines = [f"state: {look.state}{way_in}"]
+    if look.let_down:
+        lines.append(f"trouble of the infrastructure: {look.let_down}")
+    lines += look.trouble
     if place:
         lines.append(place)
     lines += [f"alarm: {line}" for line in look.alarms[:_ALARMS]]

@@ -50,7 +50,7 @@ class Watchdog:
         with self._lock:
             self._posts = [_Post(node, done) for node, done in nodes]
             for post in self._posts:
-                post.node.expected.clear()
+                post.node.instance.expected.clear()
             self._alarms = []
             self._off_duty = False
 
@@ -72,10 +72,14 @@ class Watchdog:
         """Whether an alarm ends commands, and makes the test fail."""
         return self._breaks_off
 
+    def listen(self) -> None:
+        """Look now, and break nothing off: a machine is about to go."""
+        self._look(at_once=True)
+
     @property
     def alarms(self) -> list[Alarm]:
         """What has alarmed the present test so far, found out now."""
-        self._look(at_once=True)
+        self.listen()
         with self._lock:
             return list(self._alarms)
 
@@ -103,6 +107,6 @@ class Watchdog:
             return []  # gone, or an overloaded hypervisor: that is told elsewhere
         whole = text.rfind("\n") + 1
         post.done += whole
-        lines = alarming(text if unfinished else text[:whole], self._patterns, node.expected)
+        lines = alarming(text if unfinished else text[:whole], self._patterns, node.instance.expected)
         found = [Alarm(node.name, node.instance.name, line) for line in lines]
         return [alarm for alarm in found if alarm not in self._alarms]

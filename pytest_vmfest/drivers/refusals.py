@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.errors import (
     ConfigurationError,
     DriverError,
@@ -15,7 +16,6 @@ from pytest_vmfest.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from pytest_vmfest.drivers.base import MachineState
     from pytest_vmfest.waiting import Deadline
 
 T = TypeVar("T")
@@ -33,7 +33,10 @@ def no_machine(name: str) -> MachineNotFoundError:
 
 def wrong_state(name: str, state: MachineState, purpose: str) -> MachineStateError:
     """The machine's state does not allow it; ``purpose`` goes on from "cannot"."""
-    return MachineStateError(f"machine {name!r} is {state.value} and cannot {purpose}")
+    return MachineStateError(
+        f"machine {name!r} is {state.value} and cannot {purpose}",
+        infrastructure=state is MachineState.ABORTED,
+    )
 
 
 def still_on(name: str, deadline: Deadline) -> WaitTimeoutError:

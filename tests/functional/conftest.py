@@ -25,9 +25,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _on_its_driver(request, vm_server):
-    """Tests of what only QEMU has are left out elsewhere."""
-    if request.node.get_closest_marker("qemu") and vm_server.driver.name != "qemu":
-        pytest.skip(f"not of {vm_server.driver.name}")
+    """Tests of what only one driver has are left out elsewhere."""
+    here = vm_server.driver.name
+    for driver in {"qemu", "virtualbox"} - {here}:
+        if request.node.get_closest_marker(driver):
+            pytest.skip(f"not of {here}")
 
 
 @pytest.fixture

@@ -215,6 +215,7 @@ def test_a_disk_that_fills_up_under_a_machine(pytester, small_disk, scanned, beg
         assert run.returncode == pytest.ExitCode.TESTS_FAILED, output
         assert f"stands still: there is no space left for its disk in {small_disk}" in output
         assert "free some space" in output
+        assert "ERROR at call of test_it" in output
     scanned.nothing_is_left(within_s=0 if end == "order" else GONE_S)
     (small_disk / "filler").unlink()
     next_run()

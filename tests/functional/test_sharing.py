@@ -1,6 +1,7 @@
 """Machines that xdist workers share: real ones, as other processes have to find them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def test_all_workers_use_the_same_machines(pytester, scanned):
     assert boots == others
     timeline = (pytester.path / "line.html").read_text(encoding="utf-8")
     assert timeline.count('title="boot: ') == timeline.count('title="shared: ') == 2, "made, and waited for"
+    end = float(re.search(r'data-end="([\d.]+)"', timeline)[1])
+    lives = re.findall(r'class="life" style="--s:([\d.]+);--d:([\d.]+)"', timeline)
+    assert [float(began) + float(lasted) for began, lasted in lives] == [pytest.approx(end, abs=0.01)] * 2
     scanned.nothing_is_left(within_s=GONE_S)
 
 

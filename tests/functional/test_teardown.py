@@ -1,6 +1,7 @@
 """Whatever way a run ends in order, nothing of its machines is left."""
 
 import os
+import re
 import signal
 import subprocess
 
@@ -127,9 +128,9 @@ def test_workers_ended_in_the_middle_of_their_tests(pytester, scanned, begin, nu
 
 
 def test_the_hypervisor_is_killed(pytester, scanned, begin):
-    """A command that runs at that moment fails at once, and says that the machine was aborted."""
+    """A command that runs at that moment ends at once: an error that says that the machine was aborted."""
     pytester.makepyfile(ENDLESS)
-    run = begin()
+    run = begin("--junitxml", "junit.xml")
     until((pytester.path / "started").exists, run, "the test to begin")
     scanned.see(machines=1)
     (hypervisor,) = scan.hypervisors(scanned.home)
@@ -138,6 +139,9 @@ def test_the_hypervisor_is_killed(pytester, scanned, begin):
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, output
     assert "MachineGoneError: machine 'vm-" in output
     assert "is aborted" in output
+    assert "ERROR at call of test_long" in output
+    assert re.search(r"^=+ 1 error in ", output, re.MULTILINE), output
+    assert ' errors="1" failures="0" ' in (pytester.path / "junit.xml").read_text()
     scanned.nothing_is_left()
 
 

@@ -138,6 +138,34 @@ def test_each_worker_has_a_lane(pytester, run_fake):
     assert timeline_of(pytester).count('<details class="worker"') == 2
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="two workers on one CPU")
+def test_a_worker_that_crashes(pytester, run_fake):
+    """What it has reported until then is told; nothing is told twice."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        def test_before(vm_instance): pass
+        def test_crash(vm_instance): os._exit(1)
+        def test_after(vm_instance): pass
+        """
+    )
+    arguments = ["--vm-timeline", "line.html", "--vm-durations", "--junitxml", "junit.xml"]
+    result = run_fake(*arguments, "-n", "1")
+    result.assert_outcomes(passed=2, failed=1)
+    page = timeline_of(pytester)
+    assert re.findall(r'<details class="worker".*\n.*?"name">(\w+)', page) == ["gw0", "gw1"]
+    for test in ("test_before", "test_crash", "test_after"):
+        assert page.count(f'title="test_a_worker_that_crashes.py::{test}"') == 1
+        assert len(re.findall(rf'title="setup: [\d.]+ s\ntest_a_worker_that_crashes.py::{test}\n', page)) == 2
+        assert len(re.findall(rf'title="boot: [\d.]+ s\ntest_a_worker_that_crashes.py::{test}\n', page)) == 1
+    assert "vm.boot" in properties(pytester)["test_before"]
+    lines = result.stdout.str().partition("durations in seconds")[2]
+    assert [line for line in lines.splitlines() if line.startswith("test_")] == [
+        f"test_a_worker_that_crashes.py::{test}" for test in ("test_before", "test_crash", "test_after")
+    ]
+
+
 def test_a_run_without_machines_draws_that_too(pytester, run_fake):
     """No file of a run before passes for this one's."""
     pytester.makepyfile("def test_it(): pass")

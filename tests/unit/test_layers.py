@@ -17,6 +17,7 @@ WORDS = {"errors", "specs", "request", "config", "waiting", "remote", "progress"
 TOOLS = {"drivers", "images", "ssh"}
 LIFE = {"instance", "node", "group", "launcher", "server", "startup", "planning", "link"} | {
     "guardian",
+    "handmade",
     "look",
     "ownership",
     "reaper",
@@ -35,6 +36,7 @@ FACES = {
     "telling",
     "artifacts",
     "timeline",
+    "verdict",
     "cli",
 }
 
@@ -99,8 +101,8 @@ def test_imports_go_downwards(path):
         ("requests", {"images"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
-        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling"}),
-        ("_pytest", {"plugin", "report"}),
+        ("pytest", {"plugin", "fixtures", "factories", "markers", "report", "run", "telling", "verdict"}),
+        ("_pytest", {"plugin", "report", "verdict"}),
     ],
 )
 def test_each_library_has_its_room(library, rooms):

@@ -32,6 +32,18 @@ def test_a_running_node(node):
     assert seen.console == node.console()
 
 
+def test_a_node_that_its_hypervisor_has_let_down(server, node, monkeypatch):
+    """Its process is gone, or has halted it by itself; one that is off or paused by the user is not."""
+    node.pause()
+    assert look_at([(node, 0)])[0].let_down == ""
+    monkeypatch.setattr(server.driver, "standstill", lambda name: "there is no space left")
+    assert look_at([(node, 0)])[0].let_down == "there is no space left"
+    server.driver.abort(node.instance.name)
+    assert "was killed" in look_at([(node, 0)])[0].let_down
+    node.instance.power_down()
+    assert look_at([(node, 0)])[0].let_down == ""
+
+
 def test_what_the_console_says_since_then(node):
     """What was there before the test began is told apart."""
     before = console_lengths([node])

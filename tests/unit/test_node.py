@@ -6,7 +6,7 @@ import pytest
 
 from pytest_vmfest import CommandError, CommandTimeoutError, Server, WaitTimeoutError
 from pytest_vmfest.drivers.fake import FakeFault
-from pytest_vmfest.errors import ConnectionLostError
+from pytest_vmfest.errors import ConnectionLostError, MachineGoneError, MachineStateError
 
 
 @pytest.fixture
@@ -80,8 +80,9 @@ def test_waiting_for_a_command_on_a_node_that_cannot_be_reached(server, node):
 def test_a_broken_connection_is_made_anew(node):
     """After the machine was off and on again, the same node answers."""
     node.instance.power_down()
-    with pytest.raises(ConnectionLostError, match="powered off"):
+    with pytest.raises(ConnectionLostError, match="powered off") as caught:
         node.run("true")
+    assert not caught.value.infrastructure
     node.instance.start()
     assert node.check_output("uname -s") == "Linux"
 
@@ -90,10 +91,22 @@ def test_a_machine_that_stands_still_ends_a_command(server, node, monkeypatch):
     """One that its hypervisor has halted never answers: the command ends at once, and tells the reason."""
     monkeypatch.setattr(server.driver, "standstill", lambda name: "its disk is full")
     node.pause()
-    with pytest.raises(ConnectionLostError, match="stands still: its disk is full"):
+    with pytest.raises(ConnectionLostError, match="stands still: its disk is full") as caught:
         node.run("true")
+    assert caught.value.infrastructure
     node.resume()
     assert node.check_output("echo on") == "on"
+
+
+def test_a_machine_whose_hypervisor_was_killed(server, node):
+    """That is no fault of the guest, and the errors tell the two apart."""
+    server.driver.abort(node.instance.name)
+    with pytest.raises(MachineGoneError, match="is aborted") as caught:
+        node.run("true")
+    assert caught.value.infrastructure
+    with pytest.raises(MachineStateError, match="is aborted and cannot be paused") as refused:
+        node.pause()
+    assert refused.value.infrastructure
 
 
 def test_snapshot_revert_and_reboot(node):

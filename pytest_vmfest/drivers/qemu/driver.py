@@ -154,7 +154,9 @@ class QemuDriver(Driver):
                 monitor.execute("system_powerdown")
             machine.process.wait(min(_PRESS_AGAIN_S, deadline.remaining_s))
         if self._runner.state(machine) is MachineState.ABORTED:
-            raise MachineStateError(f"machine {name!r}: QEMU was killed while the guest shut down")
+            raise MachineStateError(
+                f"machine {name!r}: QEMU was killed while the guest shut down", infrastructure=True
+            )
         self._ended(machine)
 
     def power_down(self, name: str) -> None:

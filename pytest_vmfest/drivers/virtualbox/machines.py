@@ -251,7 +251,9 @@ class Machines:
             self._connection.wait(progress, deadline, doing)
             self.settle(machine, deadline)
             if (state := self.state(machine)) not in ON:
-                raise MachineStateError(f"{doing}: it was {state.value} right after")
+                raise MachineStateError(
+                    f"{doing}: it was {state.value} right after", infrastructure=state is MachineState.ABORTED
+                )
         except (DriverError, WaitTimeoutError) as error:
             raise self._explained(error, machine) from error
         finally:
@@ -268,7 +270,8 @@ class Machines:
             # Either VirtualBox's service is gone, and does not tell the state, or the machine's process.
             state = self.state(machine)
             raise MachineStateError(
-                f"machine {machine.name!r} cannot {doing}: its process has ended, it is {state.value}"
+                f"machine {machine.name!r} cannot {doing}: its process has ended, it is {state.value}",
+                infrastructure=state is MachineState.ABORTED,
             ) from None
 
     def press_power_button(self, machine: Machine, deadline: Deadline) -> None:
@@ -288,7 +291,8 @@ class Machines:
         if self.state(machine) is MachineState.ABORTED:
             what = "got stuck (guru meditation)" if self.is_stuck(machine) else "was killed"
             raise MachineStateError(
-                f"machine {machine.name!r}: VirtualBox's process {what} while the guest shut down"
+                f"machine {machine.name!r}: VirtualBox's process {what} while the guest shut down",
+                infrastructure=True,
             )
         self.wait_unlocked(machine, deadline)
 
@@ -363,7 +367,7 @@ class Machines:
             hint = trouble.NO_MODULE
         said = "\n".join(f"  | {line}" for line in tail.splitlines())
         message = f"{error.message}\n  VBox.log ends with:\n{said}" if tail else error.message
-        return type(error)(message, hint=hint)
+        return type(error)(message, hint=hint, infrastructure=error.infrastructure)
 
 
 def _kept_locked(machine: Machine, deadline: Deadline, doing: str) -> MachineStateError:

@@ -1,0 +1,78 @@
+"""VirtualBox's service dies under a run: the run ends and says why, nothing is left, and the next run works."""
+
+import os
+import signal
+
+import psutil
+import pytest
+from runs import until
+
+from pytest_vmfest.waiting import Deadline, wait_for
+
+pytestmark = pytest.mark.virtualbox
+
+ENDED_S = 300
+GONE_S = 60
+SUITE = """
+    import pathlib
+    import pytest
+
+    @pytest.mark.vm(network="nat")
+    def test_long(vm_instance):
+        pathlib.Path("started").touch()
+        vm_instance.run("sleep 1000")
+"""
+NEXT = """
+    import pytest
+
+    @pytest.mark.vm(network="nat")
+    def test_next(vm_instance):
+        vm_instance.check_output("true")
+"""
+
+
+@pytest.fixture
+def own_service(tmp_path, monkeypatch):
+    """Lets runs have a service and a registry of their own: this process could not reach a second one."""
+    home = tmp_path / "registry"
+    home.mkdir()
+    monkeypatch.setenv("VBOX_USER_HOME", str(home))
+    monkeypatch.setenv("VBOX_IPC_SOCKETID", tmp_path.name)
+    yield
+    for process in processes(home):
+        process.kill()
+
+
+def processes(home):
+    """VirtualBox's processes that use the registry in ``home``."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        try:
+            if process.info["name"].startswith("VBox") and process.environ().get("VBOX_USER_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.usefixtures("own_service")
+def test_the_service_is_killed(begin, pytester, own_home):
+    """What uses it fails at once with the reason; the guardian, by a new service, removes the machine."""
+    registry = os.environ["VBOX_USER_HOME"]
+    pytester.makepyfile(SUITE)
+    run = begin()
+    until((pytester.path / "started").exists, run, "the test to begin")
+    [service] = [one for one in processes(registry) if one.name() == "VBoxSVC"]
+    service.send_signal(signal.SIGKILL)
+    told, _ = run.communicate(timeout=ENDED_S)
+    assert run.returncode != 0
+    assert "VBoxSVC" in told
+
+    def left():
+        headless = [one for one in processes(registry) if one.name().startswith("VBoxHeadless")]
+        return [*headless, *(own_home / "runs").glob("*.ledger"), *(own_home / "machines").glob("*")]
+
+    wait_for(lambda: not left(), Deadline(GONE_S), what="nothing to be left")
+    (pytester.path / "test_the_service_is_killed.py").unlink()
+    pytester.makepyfile(test_next=NEXT)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
