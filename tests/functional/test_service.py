@@ -1,4 +1,4 @@
-"""VirtualBox's service dies under a run: the run ends and says why, nothing is left, and the next run works."""
+"""VirtualBox's service dies under a run: that ends and says why, nothing is left, and the next run works."""
 
 import os
 import signal
@@ -48,7 +48,8 @@ def processes(home):
     found = []
     for process in psutil.process_iter(["name"]):
         try:
-            if process.info["name"].startswith("VBox") and process.environ().get("VBOX_USER_HOME") == str(home):
+            is_ours = process.info["name"].startswith("VBox")
+            if is_ours and process.environ().get("VBOX_USER_HOME") == str(home):
                 found.append(process)
         except psutil.Error:
             continue
