@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.stash[CONTROLLER] = Process.of(os.getppid())  # asked now: later it may have ended
     else:
-        config.pluginmanager.register(_JUnitSections(), "vmfest-junit")
+        config.pluginmanager.register(_MachinesInFailures(), "vmfest-failures")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -269,17 +269,17 @@ def _note_times(run: Run, item: pytest.Item, made: pytest.TestReport) -> None:
     made.user_properties += fresh
 
 
-class _JUnitSections:
-    """Where JUnit's XML is written: let it tell of a failing test's machines, too."""
+class _MachinesInFailures:
+    """Where reports are written: let each tell of a failing test's machines, and once."""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """See `telling.shown_in_junit`."""
-        if not report.failed:
+        """See `telling.told_in_the_failure`; a failed try that is followed by another is a "rerun"."""
+        if report.outcome not in ("failed", "rerun"):
             return (yield)
         from pytest_vmfest import telling
 
-        with telling.shown_in_junit(report):
+        with telling.told_in_the_failure(report):
             yield
 
 
