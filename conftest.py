@@ -9,7 +9,7 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def pytester(pytester, pytestconfig, monkeypatch):
-    """A pytest inside pytest is without the plugins that ours is without, unless a test loads them by name."""
+    """A pytest inside pytest is without the plugins that ours is without."""
     without = [f"-p {name}" for option, name in pairwise(pytestconfig.getini("addopts")) if option == "-p"]
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(without))
     return pytester
