@@ -131,8 +131,6 @@ class Link:
     ) -> Remote:
         instance = self._instance
         self._check_alive()
-        if own := instance.driver.remote(instance.name, instance.image.login, deadline):
-            return own
 
         def watch_all() -> None:
             self._check_alive()
@@ -140,6 +138,8 @@ class Link:
             if watch is not None:
                 watch()
 
+        if own := instance.driver.remote(instance.name, instance.image.login, deadline, watch=watch_all):
+            return own
         if on_stage is not None:
             on_stage("address")
         endpoint = instance.driver.endpoint(instance.name, deadline)

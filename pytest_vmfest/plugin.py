@@ -299,23 +299,26 @@ class _WorkerReports:
 
 
 class _Reports:
-    """Where reports are told: take what they bring, and let JUnit's XML tell as much as the terminal does."""
+    """Where reports are told: take what they bring, and let each tell of a failing test's machines, once."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        """See `report.news`, `telling.shown_in_junit` and `verdict.told_in_junit`."""
+        """See `report.news`, `telling.told_in_the_failure` and `verdict.told_in_junit`.
+
+        A failed try that is followed by another is a "rerun".
+        """
         if news := vars(report).pop(_NEWS, None):
             from pytest_vmfest.report import from_worker_output
 
             from_worker_output(run_of(self._config), news)
-        if not report.failed:
+        if report.outcome not in ("failed", "rerun"):
             return (yield)
         from pytest_vmfest import telling
 
-        with telling.shown_in_junit(report):
+        with telling.told_in_the_failure(report):
             yield
         if verdict.is_error(report):
             verdict.told_in_junit(self._config, report)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGALRM ends a test: it is pytest-timeout's.
+_BREAKING_OFF = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 def end_by(leave: Callable[[int], object]) -> Callable[[], None]:
@@ -49,14 +50,14 @@ def end_by(leave: Callable[[int], object]) -> Callable[[], None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back signals that would end the process; they take effect when the block is left."""
+    """Hold back signals that would end process or test; they take effect when the block is left."""
     if not _in_main_thread():
         yield
         return
     came: dict[int, None] = {}
     undo: list[Callable[[], object]] = []
     try:
-        for number in _ENDING:
+        for number in _BREAKING_OFF:
             # None: set up by other means than Python's, which cannot put it back.
             undo.append(partial(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL))
             signal.signal(number, lambda number, frame: came.update({number: None}))

@@ -166,18 +166,22 @@ def _bounded(line: str) -> str:
 
 
 @contextmanager
-def shown_in_junit(report: pytest.TestReport) -> Iterator[None]:
-    """Let the failure's own text hold the sections as well, while JUnit's XML is written.
+def told_in_the_failure(report: pytest.TestReport) -> Iterator[None]:
+    """Let the failure's own text hold the sections instead, while plugins are given the report.
 
-    That shows nothing else of a report; everybody else shows the report's sections.
+    JUnit's XML shows nothing else of a report, other reports show both. Of a try that is followed by another
+    one nobody shows the sections: there they stay in the text.
     """
     shown: list[tuple[str, str, str]] | None = getattr(report.longrepr, "sections", None)
-    if shown is None or not report.failed:
+    if shown is None:
         yield
         return
-    before = list(shown)
-    shown += [(title, text, "-") for title, text in report.sections if title.startswith(_TITLE)]
+    text, sections = list(shown), list(report.sections)
+    ours = [one for one in sections if one[0].startswith(_TITLE)]
+    shown += [(title, content, "-") for title, content in ours]
+    report.sections[:] = [one for one in sections if one not in ours]
     try:
         yield
     finally:
-        shown[:] = before
+        if report.failed:
+            shown[:], report.sections[:] = text, sections

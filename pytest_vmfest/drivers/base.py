@@ -18,7 +18,7 @@ from pytest_vmfest.errors import DestroyError, MachineNotFoundError, NotSupporte
 from pytest_vmfest.ledger import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.config import Settings
@@ -333,8 +333,13 @@ class Driver(ABC):
         Asked twice for one port, it answers with the way that is open already.
         """
 
-    def remote(self, name: str, login: Login, deadline: Deadline) -> Remote | None:
-        """A connection of the driver's own, for guests that need no SSH; None means: use SSH."""
+    def remote(
+        self, name: str, login: Login, deadline: Deadline, *, watch: Callable[[], None] | None = None
+    ) -> Remote | None:
+        """A connection of the driver's own, for guests that need no SSH; None means: use SSH.
+
+        ``watch`` is called while it is waited for, and may raise to end that.
+        """
         return None
 
     # --- looking in, typing ------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_the_parcel(tmp_path):
         "work/home/images/tiny/model.toml", "work/home/keys/id",
     } <= entries.keys()  # fmt: skip
     assert plugins.startswith(site)
-    assert not any("__pycache__" in name or "other" in name for name in entries)
+    assert not any("__pycache__" in name or "images/other" in name for name in entries)
     assert {(entry.uid, entry.gid) for entry in entries.values()} == {(0, 0)}
 
 

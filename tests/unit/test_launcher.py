@@ -188,6 +188,18 @@ def test_an_interrupt_while_a_group_starts_leaves_nothing(server, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmfest-launch")]
 
 
+def test_a_node_that_does_not_answer_is_given_up_at_once(server):
+    """The others do not wait for it when one has failed."""
+    server.boot_timeout_s = 60
+    server.driver.inject(FakeFault.START_FAILS, machine="b-0-*")
+    server.driver.inject(FakeFault.UNREACHABLE, machine="a-0-*")
+    deadline = Deadline(30)
+    with pytest.raises(GroupStartError, match="1 of 2 nodes did not start"):
+        server.launch_group({"a": 1, "b": 1}, image="tiny")
+    assert not deadline.expired
+    assert server.machines() == []
+
+
 @pytest.mark.parametrize("fault", [FakeFault.START_FAILS, FakeFault.DIES, FakeFault.PANICS])
 def test_a_boot_that_fails_is_tried_again_and_told(tmp_path, fault):
     """The second machine becomes the node; a line tells why there was a first one."""
@@ -234,7 +246,7 @@ def test_what_another_machine_would_not_help_is_not_tried_again(server, monkeypa
     """Wrong credentials, a full disk and wrong settings are told at once."""
     calls = []
 
-    def remote(name, login, deadline):
+    def remote(name, login, deadline, *, watch):
         calls.append(name)
         raise error("that is how it is")
 

@@ -25,6 +25,28 @@ def test_signals_wait_until_a_clean_up_is_done():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_time_out_waits_too():
+    """pytest-timeout's alarm does not break a clean-up off."""
+    done = []
+
+    def time_out(number, frame):
+        raise TimeoutError
+
+    def clean_up() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGALRM)
+            done.append("cleaned up")
+
+    before = signal.signal(signal.SIGALRM, time_out)
+    try:
+        with pytest.raises(TimeoutError):
+            clean_up()
+        assert done == ["cleaned up"]
+        assert signal.getsignal(signal.SIGALRM) is time_out
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_handlers_are_put_back_after_an_error():
     """A failing clean-up leaves the handlers as they were."""
     before = signal.getsignal(signal.SIGTERM)

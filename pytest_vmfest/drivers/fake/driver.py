@@ -36,7 +36,7 @@ from pytest_vmfest.specs import Endpoint, ImageModel, check_label
 from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_vmfest.drivers.fake.world import FakeReply
     from pytest_vmfest.keyboard import Stroke
@@ -208,7 +208,9 @@ class FakeDriver(Driver):
             port = machine.ports.setdefault(guest_port, self._world.free_port())
             return Endpoint(_LOOPBACK, port)
 
-    def remote(self, name: str, login: Login, deadline: Deadline) -> FakeRemote:
+    def remote(
+        self, name: str, login: Login, deadline: Deadline, *, watch: Callable[[], None] | None = None
+    ) -> FakeRemote:
         with self._running(name, "be connected to") as machine:
             if self._world.strikes(FakeFault.DIES, name):
                 machine.end(MachineState.ABORTED)
@@ -218,7 +220,7 @@ class FakeDriver(Driver):
                 raise ConnectionLostError("the guest's kernel panicked: injected fault")
             if not self._world.strikes(FakeFault.UNREACHABLE, name):
                 return FakeRemote(machine, login)
-        if not _stays_on(machine, deadline):
+        if not _stays_on(machine, deadline, watch):
             raise ConnectionLostError(f"machine {name!r} is {machine.state.value}")
         limit = f"no answer within {deadline.timeout_s:g} s"
         raise WaitTimeoutError(f"machine {name!r}: {limit} (injected fault)")
@@ -303,8 +305,8 @@ class FakeDriver(Driver):
             yield machine
 
 
-def _stays_on(machine: FakeMachine, deadline: Deadline) -> bool:
+def _stays_on(machine: FakeMachine, deadline: Deadline, watch: Callable[[], None] | None = None) -> bool:
     """Whether the machine is still on at the deadline; returns as soon as it is not."""
     with suppress(WaitTimeoutError):
-        wait_for(lambda: machine.state not in ON, deadline, what="its end", interval_s=0.01)
+        wait_for(lambda: machine.state not in ON, deadline, what="its end", interval_s=0.01, watch=watch)
     return machine.state in ON
