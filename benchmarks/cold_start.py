@@ -106,7 +106,7 @@ def main() -> None:
     import logging
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-    with Server() as server:
+    with Server(cold=True) as server:
         image = server.image("tiny")
         print_machine(
             server.driver.describe(), f"{ROUNDS} rounds after 1 warm-up, interleaved; all starts cold"
