@@ -38,6 +38,9 @@ OVERLAY = "overlay.qcow2"
 STATE = "state"
 _FACTS = "frozen.json"
 
+# Counted up when what is in the folder changes.
+_FORMAT = 2
+
 _POLL_S = 0.001
 _PLACEHOLDER = "frozen"
 
