@@ -224,7 +224,10 @@ class Startup:
             return self._make(template) if self._templates.fits(self._plan.spec) else None
 
     def _make(self, template: Template) -> Facts | None:
-        """Make the template of this machine, which is gone then. What goes wrong with its boot is raised."""
+        """Make the template of this machine, which is gone then; None if that does not work here.
+
+        What goes wrong with the guest's boot is raised: it would not fare better without.
+        """
         spec = self._plan.spec
         began = time.monotonic()
         outer, self._timings = self._timings, {}
@@ -239,7 +242,7 @@ class Startup:
             tidy(self._driver.settings.home, {template.name, *in_use(self._driver)})
             return facts
         except VmfestError as error:
-            if self._stage != "template":
+            if self._stage not in ("created", "running", "template"):
                 raise
             self._do_without(template, f"{spec.image.name} cannot be frozen: {error.message}")
             return None
