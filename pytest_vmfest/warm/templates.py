@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from pytest_vmfest.drivers import FREEZING, load_driver
+from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.progress import Step
@@ -234,6 +236,18 @@ def in_use(driver: Driver) -> dict[str, list[str]]:
     for info in driver.machines():
         if info.template:
             users.setdefault(info.template, []).append(info.name)
+    return users
+
+
+def users_in(home: Path) -> dict[str, list[str]]:
+    """By template: the machines of the store that have gone on from it, whichever driver is configured."""
+    users: dict[str, list[str]] = {}
+    for name in FREEZING:
+        driver = load_driver(name, DriverSettings(home))
+        try:
+            users |= in_use(driver)
+        finally:
+            driver.close()
     return users
 
 
