@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from pytest_vmfest.cli import main
-from pytest_vmfest.drivers.base import Driver
+from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.drivers.qemu import QemuDriver
 from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
 from pytest_vmfest.warm.templates import template_at, templates_in
@@ -36,7 +37,7 @@ def make(home, spec):
         template.folder.mkdir(parents=True)
         (template.folder / "memory").write_bytes(os.urandom(8192))
         if whole:
-            template.complete(spec, type("Qemu", (Driver,), {"name": "qemu"}), 1.56)
+            template.complete(spec, QemuDriver(DriverSettings(home)), 1.56)
             moment = time.time() - used_s
             os.utime(template.folder / "template.json", (moment, moment))
         return template
