@@ -238,14 +238,12 @@ class Startup:
             facts = template.complete(spec, self._driver, time.monotonic() - began)
             tidy(self._driver.settings.home, {template.name, *in_use(self._driver)})
             return facts
-        except VmfestError as error:
-            if self._stage != "template":
+        except BaseException as error:
+            if not isinstance(error, VmfestError) or self._stage != "template" or self._cancelled.is_set():
+                template.discard()
                 raise
             self._do_without(template, f"{spec.image.name} cannot be frozen: {error.message}")
             return None
-        except BaseException:
-            template.discard()
-            raise
         finally:
             self._timings = {**outer, "template": time.monotonic() - began}
 
