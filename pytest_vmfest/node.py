@@ -67,7 +67,8 @@ class Node:
         self.timings: dict[str, float] = {}
         """Seconds that each phase took, in turn: clone, boot, ssh, network, init_script.
 
-        First of all ``failed_start``, if other machines did not come up before. Empty if another process has
+        A node that resumed from a template has ``resume`` for ``boot``, and ``template`` first if it has made
+        that. Before all is ``failed_start``, if other machines did not come up. Empty if another process has
         started it.
         """
         self.began = 0.0

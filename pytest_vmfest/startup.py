@@ -207,7 +207,8 @@ class Startup:
         try:
             self._boot(replace(spec, thaw_from=template.folder), phase="resume")
         except VmfestError as error:
-            self._do_without(template, f"{template.name} cannot be resumed: {error.message}")
+            self._drop(template)
+            self._templates.do_without(f"{template.name} cannot be resumed: {error.message}")
             return None
         return facts
 
@@ -218,16 +219,19 @@ class Startup:
         if facts := template.facts():
             return facts
         with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
-            # Others may have made it meanwhile.
+            # Others may have made it meanwhile, or have found that it cannot be made.
             if facts := template.facts():
                 return facts
-            return self._make(template) if self._templates.fits(self._plan.spec) else None
+            if self._templates.of(self._plan.spec) is None or not self._templates.fits(self._plan.spec):
+                return None
+            return self._make(template)
 
     def _make(self, template: Template) -> Facts | None:
         """Make the template of this machine, which is gone then; None if that does not work here.
 
         What goes wrong with the guest's boot is raised: it would not fare better without.
         """
+        assert self._templates is not None
         spec = self._plan.spec
         began = time.monotonic()
         outer, self._timings = self._timings, {}
@@ -241,24 +245,22 @@ class Startup:
             facts = template.complete(spec, self._driver, time.monotonic() - began)
             tidy(self._driver.settings.home, {template.name, *in_use(self._driver)})
             return facts
-        except VmfestError as error:
-            if self._stage not in ("created", "running", "template"):
+        except BaseException as error:
+            if not isinstance(error, VmfestError) or self._stage != "template" or self._cancelled.is_set():
+                template.discard()
                 raise
-            self._do_without(template, f"{spec.image.name} cannot be frozen: {error.message}")
+            self._drop(template)
+            self._templates.cannot_make(template, f"{spec.image.name} cannot be frozen: {error.message}")
             return None
-        except BaseException:
-            template.discard()
-            raise
         finally:
             self._timings = {**outer, "template": time.monotonic() - began}
 
-    def _do_without(self, template: Template, reason: str) -> None:
-        assert self._templates is not None
+    def _drop(self, template: Template) -> None:
+        """Remove the machine and the template, so that the machine can be booted."""
         self._give_up()  # others have broken it off: that is no fault of the template
         self._destroy()
         self._created = False
         template.discard()
-        self._templates.do_without(reason)
 
     def _give_up(self) -> None:
         if self._cancelled.is_set():

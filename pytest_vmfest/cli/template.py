@@ -27,12 +27,12 @@ def template() -> None:
 
 @template.command("list", epilog=examples("vmfest template list --json"))
 @json_option
-@with_setup("home", "driver")
+@with_setup("home")
 def list_templates(setup: Setup, json_: bool) -> None:
     """List the templates of this store, the last used first, with the machines that went on from each."""
-    from pytest_vmfest.warm.templates import templates_in
+    from pytest_vmfest.warm.templates import templates_in, users_in
 
-    users = _users(setup)
+    users = users_in(setup.home)
     rows = [_row(template, users) for template in templates_in(setup.home)]
     if json_:
         show.as_json(rows)
@@ -60,25 +60,25 @@ def list_templates(setup: Setup, json_: bool) -> None:
 @template.command("remove", epilog=examples("vmfest template remove --all"))
 @click.argument("names", metavar="NAME…", nargs=-1)
 @click.option("--all", "all_", is_flag=True, help="All of them.")
-@with_setup("home", "driver")
+@with_setup("home")
 def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
     """Remove templates; the next machine of that kind makes a new one.
 
     One that machines have gone on from is refused: their disks stand on it.
     """
-    from pytest_vmfest.warm.templates import templates_in
+    from pytest_vmfest.warm.templates import templates_in, users_in
 
-    there = {template.name: template for template in templates_in(setup.home)}
-    if not names and not all_:
+    if bool(names) == all_:
         raise click.UsageError("which? give names, or --all")
+    there = {template.name: template for template in templates_in(setup.home)}
     missing = [name for name in names if name not in there]
     if missing:
         raise click.ClickException(
             f"there is no template {', '.join(missing)}\n  there are: {', '.join(there) or 'none'}"
         )
-    users = _users(setup)
+    users = users_in(setup.home)
     refused = []
-    for name in names or there:
+    for name in dict.fromkeys(names or there):
         if machines := users.get(name):
             refused.append(f"template {name} is in use by {', '.join(machines)}\n  destroy them first")
         elif not there[name].discard_unless_busy():
@@ -87,13 +87,6 @@ def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
             click.echo(f"{name}: removed")
     if refused:
         raise click.ClickException("\n".join(refused))
-
-
-def _users(setup: Setup) -> dict[str, list[str]]:
-    from pytest_vmfest.warm.templates import in_use
-
-    with setup.server() as server:
-        return in_use(server.driver)
 
 
 def _row(template: Template, users: dict[str, list[str]]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from pytest_vmfest.drivers import FREEZING, load_driver
+from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.progress import Step
@@ -174,6 +176,7 @@ class Templates:
         self._driver = driver
         self._news = news
         self._told: set[str] = set()
+        self._hopeless: set[str] = set()
         self._lock = threading.Lock()
 
     def of(self, spec: MachineSpec) -> Template | None:
@@ -186,7 +189,8 @@ class Templates:
             self.do_without(error.message)
             return None
         digest = hashlib.sha256(f"{_FORMAT} {self._driver.name} {key}".encode()).hexdigest()[:12]
-        return template_at(self._driver.settings.home, f"{spec.image.name}-{digest}")
+        template = template_at(self._driver.settings.home, f"{spec.image.name}-{digest}")
+        return None if template.name in self._hopeless else template
 
     def fits(self, spec: MachineSpec) -> bool:
         """Whether the store has room for another template; if not, that is told."""
@@ -195,6 +199,11 @@ class Templates:
         if free_mib < wanted_mib:
             self.do_without(f"a template may take {wanted_mib} MiB, and {free_mib} MiB are free in {home}")
         return free_mib >= wanted_mib
+
+    def cannot_make(self, template: Template, reason: str) -> None:
+        """From now on machines boot that would have this template: trying again takes a boot each time."""
+        self._hopeless.add(template.name)
+        self.do_without(reason)
 
     def do_without(self, reason: str) -> None:
         """Tell, unless it was told before, why machines boot instead of resuming."""
@@ -234,6 +243,18 @@ def in_use(driver: Driver) -> dict[str, list[str]]:
     for info in driver.machines():
         if info.template:
             users.setdefault(info.template, []).append(info.name)
+    return users
+
+
+def users_in(home: Path) -> dict[str, list[str]]:
+    """By template: the machines of the store that have gone on from it, whichever driver is configured."""
+    users: dict[str, list[str]] = {}
+    for name in FREEZING:
+        driver = load_driver(name, DriverSettings(home))
+        try:
+            users |= in_use(driver)
+        finally:
+            driver.close()
     return users
 
 

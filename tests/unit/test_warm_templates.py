@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from pytest_vmfest.drivers import DRIVERS, FREEZING, base, driver_class
 from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec, PrivateNic
 from pytest_vmfest.warm import templates
@@ -155,3 +156,10 @@ def test_one_that_is_being_made_is_left_alone(make, tmp_path):
     with template.turn(60, lambda: None):
         assert tidy(tmp_path, ()) == []
     assert tidy(tmp_path, ()) == ["tiny-1"]
+
+
+def test_the_drivers_that_freeze():
+    """Machines that use a template are looked for with all of these."""
+    assert set(FREEZING) == {
+        name for name in DRIVERS if driver_class(name)._freeze is not base.Driver._freeze
+    }

@@ -101,10 +101,15 @@ def mac_of(spec: MachineSpec) -> str:
 
 
 def memory_of(spec: MachineSpec, *, at_first: bool) -> Memory | None:
-    """Where the machine's memory is when QEMU starts; ``at_first``: for the first time."""
+    """Where the machine's memory is when QEMU starts; ``at_first``: for the first time.
+
+    Later starts leave both folders alone: one that was never frozen may be somebody else's by then.
+    """
+    if not at_first:
+        return None
     if spec.freeze_to is not None:
         return Memory(spec.freeze_to / MEMORY, is_shared=True)
-    if spec.thaw_from is not None and at_first:
+    if spec.thaw_from is not None:
         return Memory(spec.thaw_from / MEMORY, is_shared=False)
     return None
 

@@ -1,0 +1,369 @@
+"""Starts by way of a template, on a driver without a hypervisor that can freeze its machines."""
+
+import struct
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_vmfest import FakeDriver, GroupStartError, Server, StartError
+from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.drivers.fake import FakeFault
+from pytest_vmfest.errors import DriverError, NotSupportedError
+from pytest_vmfest.remote import Completed
+from pytest_vmfest.request import VmRequest
+from pytest_vmfest.startup import Startup
+from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.warm.templates import Templates, templates_in
+
+PATIENCE_S = 20
+
+
+class FreezingDriver(FakeDriver):
+    """Freezes machines: their files and memory are kept by the folder that they were made for."""
+
+    outlives_us = True
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.frozen = {}
+        self.created = []
+        self.on_freeze = lambda name: None
+        self.on_thaw = lambda name: None
+        self.cannot = ""
+
+    def freezing_key(self, spec):
+        if self.cannot:
+            raise NotSupportedError(self.cannot)
+        return f"{spec.image.name} {spec.hardware}"
+
+    def _create(self, spec):
+        super()._create(spec)
+        self.created.append(spec)
+        if spec.freeze_to:
+            spec.freeze_to.mkdir(parents=True)
+            (spec.freeze_to / "memory").write_bytes(b"begun")
+
+    def start(self, name, deadline):
+        with self._machine(name) as machine:
+            source = machine.spec.thaw_from
+        if source is None:
+            super().start(name, deadline)
+            return
+        self.on_thaw(name)
+        with self._machine(name) as machine:
+            files, machine.memory = self.frozen[source]
+            machine.files = files.copy()
+            machine.go_on()
+
+    def _freeze(self, name, deadline):
+        self.on_freeze(name)
+        with self._machine(name) as machine:
+            (machine.spec.freeze_to / "memory").write_bytes(b"frozen")
+            self.frozen[machine.spec.freeze_to] = machine.files.copy(), machine.memory
+        self._destroy(name)
+
+    def lateness_s(self, name):
+        return 86400.25
+
+    def machines(self):
+        found = super().machines()
+        source = {name: machine.spec.thaw_from for name, machine in self._world.machines.items()}
+        return [replace(info, template=path.name if (path := source[info.name]) else "") for info in found]
+
+
+@pytest.fixture
+def told():
+    """What the server has told."""
+    return []
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """A driver that can freeze, whose guests know what they are told around that."""
+    driver = FreezingDriver(DriverSettings(tmp_path))
+    driver.respond(r"(?s).*/proc/stat.*", "")
+    driver.respond(r"chmod 755 /var/lib/vmfest/mend", "")
+    driver.respond(r"(?s)command -v ip .*|ip link", "")
+    driver.respond(r"/var/lib/vmfest/mend .*", Completed(0, struct.pack("<qq", 10**9, 0), b""))
+    driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", "")
+    return driver
+
+
+@pytest.fixture
+def server(tmp_path, driver, told, monkeypatch):
+    """A server on it; whatever a test does, no machine may be left."""
+    monkeypatch.setattr("pytest_vmfest.server.load_driver", lambda name, settings: driver)
+    with Server("fake", home=tmp_path, boot_timeout_s=30, progress=told.append) as server:
+        yield server
+        driver.heal()
+        assert [info.name for info in driver.machines()] == []
+
+
+def ways(driver):
+    """What each machine was made for, in turn."""
+    return ["make" if s.freeze_to else "resume" if s.thaw_from else "boot" for s in driver.created]
+
+
+def texts(told):
+    """What was told, without whom it is about."""
+    return [step.text for step in told]
+
+
+def test_the_first_makes_the_template_and_resumes_from_it(server, driver, told):
+    """The next ones resume only; each begins as the first one was when it was frozen."""
+    with server.launch("one", image="tiny") as node:
+        assert list(node.timings) == ["template", "clone", "resume", "network"]
+        assert not node.run("test -s /var/lib/vmfest/mend").exit_status
+        node.write_text("/root/mine", "one")
+    with server.launch("two", image="tiny") as node:
+        assert list(node.timings) == ["clone", "resume", "network"]
+        assert node.run("test -e /root/mine").exit_status == 1
+        assert [info.template for info in driver.machines()] == [templates_in(server.home)[0].name]
+    assert ways(driver) == ["make", "resume", "resume"]
+    [template] = templates_in(server.home)
+    facts = template.facts()
+    assert (facts.image, facts.driver, facts.memory_mib, facts.macs) == ("tiny", "fake", 512, ())
+    assert facts.took_s > 0
+    assert told == []
+
+
+def test_each_is_mended_before_it_is_used(server, driver):
+    """What is said to a resumed guest begins with its clock; its NIC is told by the template's address."""
+    said = []
+    driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", lambda call: said.append(call.command) or "")
+    with server.launch_group({"db": 1, "web": 1}, image="tiny") as group:
+        [template] = templates_in(server.home)
+        [was] = template.facts().macs
+        assert len(said) == 2
+        for node in group.values():
+            [script] = [script for script in said if f"hostname {node.name}\n" in script]
+            assert script.startswith("if ! /var/lib/vmfest/mend 86400 250000 ")
+            assert f"= {was} ]" in script
+    assert ways(driver).count("make") == 1
+
+
+@pytest.mark.parametrize("differing", [{"hardware": "small"}, {"image": "other"}])
+def test_each_image_and_hardware_has_its_own(server, differing):
+    """Who needs another kind of machine makes another template."""
+    server.launch(image="tiny").destroy()
+    server.launch(**{"image": "tiny", **differing}).destroy()
+    assert len(templates_in(server.home)) == 2
+
+
+def test_cold(tmp_path, driver, monkeypatch):
+    """A server that is to be cold boots, and makes no template."""
+    monkeypatch.setattr("pytest_vmfest.server.load_driver", lambda name, settings: driver)
+    with Server("fake", home=tmp_path, cold=True) as server, server.launch(image="tiny") as node:
+        assert list(node.timings) == ["clone", "boot", "network"]
+    assert ways(driver) == ["boot"]
+    assert templates_in(tmp_path) == []
+
+
+def test_a_guest_that_cannot_be_frozen_boots(server, driver, told):
+    """That is told once, however many there are."""
+    driver.cannot = "such a machine cannot be frozen"
+    for _ in range(2):
+        with server.launch(image="tiny") as node:
+            assert "boot" in node.timings
+    assert texts(told) == ["machines boot: such a machine cannot be frozen"]
+    assert ways(driver) == ["boot", "boot"]
+
+
+@pytest.mark.parametrize("by", ["driver", "guest"])
+def test_a_freeze_that_fails(server, driver, told, by):
+    """The machine boots instead and nothing is left of the template; it is told once, and not tried again."""
+
+    def fail(name):
+        raise DriverError("no freezing today")
+
+    if by == "driver":
+        driver.on_freeze = fail
+    else:
+        driver.respond(r"(?s).*/proc/stat.*", Completed(1, b"", b"no freezing today"))
+    for first in ("template", "clone"):
+        with server.launch("db", image="tiny") as node:
+            assert next(iter(node.timings)) == first
+            assert "boot" in node.timings
+            assert node.check_output("hostname") == "db"
+            assert len(server.machines()) == 1
+    assert ways(driver) == ["make", "boot", "boot"]
+    assert templates_in(server.home) == []
+    [text] = texts(told)
+    assert text.startswith("machines boot: tiny cannot be frozen: ")
+    assert "no freezing today" in text
+
+
+def test_a_resume_that_fails(server, driver, told):
+    """The machine boots instead, which is told once; the template is discarded, and made anew by the next."""
+
+    def fail(name):
+        raise DriverError("no resuming today")
+
+    server.launch(image="tiny").destroy()
+    [template] = templates_in(server.home)
+    driver.on_thaw = fail
+    for _ in range(2):
+        with server.launch("db", image="tiny") as node:
+            assert "boot" in node.timings
+            assert node.check_output("hostname") == "db"
+        assert templates_in(server.home) == []
+    assert texts(told) == [f"machines boot: {template.name} cannot be resumed: no resuming today"]
+    driver.on_thaw = lambda name: None
+    with server.launch(image="tiny") as node:
+        assert next(iter(node.timings)) == "template"
+    assert ways(driver)[2:] == ["resume", "boot", "make", "resume", "boot", "make", "resume"]
+
+
+def test_a_freeze_that_fails_in_a_group(server, driver, told):
+    """Those who have waited for the template boot at once."""
+
+    def fail(name):
+        raise DriverError("no freezing today")
+
+    driver.on_freeze = fail
+    with server.launch_group(3, image="tiny"):
+        assert sorted(ways(driver)) == ["boot", "boot", "boot", "make"]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("fault", [FakeFault.CREATE_FAILS, FakeFault.START_FAILS, FakeFault.PANICS])
+def test_a_boot_that_fails_while_a_template_is_made(server, driver, told, fault):
+    """It is the node's own failure, as without templates; nothing is left, and the next one tries again."""
+    driver.inject(fault, times=1)
+    with pytest.raises(StartError, match="node 'db' did not start") as caught:
+        server.launch("db", image="tiny")
+    assert caught.value.stage == ("created" if fault is FakeFault.CREATE_FAILS else "running")
+    assert templates_in(server.home) == []
+    assert told == []
+    server.launch(image="tiny").destroy()
+    assert len(templates_in(server.home)) == 1
+
+
+def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
+    """The machine is there to be looked at; what was begun of the template is not."""
+    driver.inject(FakeFault.PANICS, times=1)
+    with pytest.raises(StartError) as caught:
+        server.launch_request(VmRequest(), server.image("tiny"), tags={}, keep_failed=True)
+    assert [info.name for info in server.machines()] == list(caught.value.kept)
+    assert templates_in(server.home) == []
+    driver.destroy(*caught.value.kept)
+
+
+def test_a_boot_that_fails_is_tried_again_for_the_template(server, driver):
+    """The second machine makes it."""
+    server.boot_retries = 1
+    driver.inject(FakeFault.START_FAILS, times=1)
+    with server.launch(image="tiny") as node:
+        assert list(node.timings)[:2] == ["failed_start", "template"]
+    assert ways(driver) == ["make", "make", "resume"]
+    assert [template.facts() is not None for template in templates_in(server.home)] == [True]
+
+
+def test_a_group_makes_one(server, driver):
+    """One of its nodes makes it while the others wait."""
+    with server.launch_group(4, image="tiny") as group:
+        assert all("resume" in node.timings for node in group.values())
+        assert sum("template" in node.timings for node in group.values()) == 1
+    assert ways(driver).count("make") == 1
+
+
+@pytest.fixture
+def given_up(server, driver, monkeypatch):
+    """Starts two nodes of different templates; b fails as soon as a has called what the function is given.
+
+    That returns in a when a was told to give up.
+    """
+    reached, disconnected = threading.Event(), threading.Event()
+    disconnect = Startup.disconnect
+
+    def disconnecting(startup):
+        disconnect(startup)
+        if startup.machine.startswith("a-0"):
+            disconnected.set()
+
+    def linger(*_):
+        reached.set()
+        assert disconnected.wait(PATIENCE_S)
+
+    def fail(call):
+        assert reached.wait(PATIENCE_S)
+        return 1
+
+    def start():
+        driver.respond("mine", fail, machine="b-0-*")
+        with pytest.raises(GroupStartError, match="1 of 2") as caught:
+            server.launch_group({"a": 1, "b": 1}, image="tiny", init_script="mine")
+        assert list(caught.value.failures) == ["b-0"]
+
+    monkeypatch.setattr("pytest_vmfest.launcher._cpus", lambda: 2)
+    monkeypatch.setattr(Startup, "disconnect", disconnecting)
+    driver.freezing_key = lambda spec: spec.name[:3]
+    return SimpleNamespace(start=start, linger=linger, reached=reached)
+
+
+def whole(server):
+    """Of each template whether it is whole."""
+    return [template.facts() is not None for template in templates_in(server.home)]
+
+
+def test_a_group_that_is_given_up_while_a_guest_settles(server, driver, told, given_up):
+    """Nothing is left of the template that was being made; that is no fault that would be told."""
+    driver.respond(r"(?s).*/proc/stat.*", given_up.linger, machine="a-0-*")
+    given_up.start()
+    assert whole(server) == [True]
+    assert ways(driver).count("boot") == 0
+    assert told == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_that_is_given_up_during_a_freeze(server, driver, told, given_up, fails):
+    """A template that is whole then is kept, and else nothing is left of it; no machine follows."""
+
+    def freezing(name):
+        if name.startswith("a-0"):
+            given_up.linger()
+            if fails:
+                raise DriverError("broken off")
+
+    driver.on_freeze = freezing
+    given_up.start()
+    assert whole(server) == ([True] if fails else [True, True])
+    assert sorted(ways(driver)) == ["make", "make", "resume"]
+    assert told == []
+
+
+def test_a_group_that_is_given_up_during_a_resume(server, driver, told, given_up):
+    """The template is not to blame for that, and stays."""
+
+    def thawing(name):
+        if name.startswith("a-0"):
+            given_up.linger()
+            raise DriverError("broken off")
+
+    driver.on_thaw = thawing
+    given_up.start()
+    assert whole(server) == [True, True]
+    assert told == []
+
+
+def test_a_group_that_is_given_up_while_others_make_the_template(server, driver, told, given_up):
+    """A node that waits for it waits no longer."""
+    key = driver.freezing_key
+    server.launch("b", image="tiny").destroy()
+    [spec, _] = driver.created
+    template = Templates(driver, told.append).of(replace(spec, name="a-0-mine"))
+
+    def asked(spec):
+        if spec.name.startswith("a-0"):
+            given_up.reached.set()
+        return key(spec)
+
+    driver.freezing_key = asked
+    deadline = Deadline(PATIENCE_S)
+    with template.turn(PATIENCE_S, lambda: None):
+        given_up.start()
+    assert not deadline.expired
+    assert all(spec.name.startswith("b") for spec in driver.created)
+    assert told == []
