@@ -65,6 +65,8 @@ class Plan:
 
 # How often the time for one start is waited for others who make the template.
 _TURN_FACTOR = 3
+# Who waits less than this has waited for nobody.
+_TOLD_S = 0.1
 
 # Another machine would fare no better.
 _NOT_OF_THE_BOOT = (
@@ -204,10 +206,12 @@ class Startup:
         facts = self._facts(template) if template else None
         if template is None or facts is None:
             return None
+        began, before = time.monotonic(), dict(self._timings)
         try:
             self._boot(replace(spec, thaw_from=template.folder), phase="resume")
         except VmfestError as error:
             self._drop(template)
+            self._timings = {**before, "failed_start": time.monotonic() - began}
             self._templates.do_without(f"{template.name} cannot be resumed: {error.message}")
             return None
         return facts
@@ -218,7 +222,10 @@ class Startup:
         template.used()  # so that nobody takes it for old
         if facts := template.facts():
             return facts
+        began = time.monotonic()
         with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
+            if (waited_s := time.monotonic() - began) >= _TOLD_S:
+                self._timings["shared"] = waited_s
             # Others may have made it meanwhile, or have found that it cannot be made.
             if facts := template.facts():
                 return facts

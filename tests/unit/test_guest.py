@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ def run_here(tmp_path):
     (tmp_path / "sys/class/net/lan1").mkdir(parents=True)
     (tmp_path / "sys/class/net/lan1/address").write_text("52:54:00:00:00:01\n")
 
-    def run(introduction: Introduction) -> subprocess.CompletedProcess[str]:
-        script = (
-            introduction.script().replace("/etc/", f"{tmp_path}/etc/").replace("/sys/", f"{tmp_path}/sys/")
-        )
+    def run(introduction: Introduction, was: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        script = introduction.script(was)
+        for folder in ("etc", "sys"):
+            script = script.replace(f"/{folder}/", f"{tmp_path}/{folder}/")
         path = f"{tmp_path}/bin:{os.environ['PATH']}"
         return subprocess.run(
             ["/bin/sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=False
@@ -61,6 +62,22 @@ def test_the_interface_is_found_by_its_mac(run_here, tmp_path):
     calls = Path(tmp_path / "calls").read_text().splitlines()
     assert "ip address replace 10.77.0.10/24 dev lan1" in calls
     assert "ip link set lan1 up" in calls
+
+
+def test_an_interface_from_a_template_gets_its_own_mac(run_here, tmp_path):
+    """It is found by the MAC that it has from there; one that has its own already keeps it."""
+    nic = PrivateNic("net", mac="52:54:00:00:00:0a", address="10.77.0.10")
+    assert run_here(Introduction("box", (nic,)), was=["52:54:00:00:00:01"]).returncode == 0
+    calls = Path(tmp_path / "calls").read_text().splitlines()
+    assert [call for call in calls if call.startswith("ip")] == [
+        "ip link set dev lan1 down address 52:54:00:00:00:0a",
+        "ip address replace 10.77.0.10/24 dev lan1",
+        "ip link set lan1 up",
+    ]
+    (tmp_path / "calls").unlink()
+    own = PrivateNic("net", mac="52:54:00:00:00:01", address="10.77.0.10")
+    assert run_here(Introduction("box", (own,)), was=["52:54:00:00:00:01"]).returncode == 0
+    assert "down" not in Path(tmp_path / "calls").read_text()
 
 
 def test_a_missing_interface_is_told(run_here):

@@ -207,6 +207,7 @@ def test_a_resume_that_fails(server, driver, told):
     for _ in range(2):
         with server.launch("db", image="tiny") as node:
             assert "boot" in node.timings
+            assert "failed_start" in node.timings, "the time that it took"
             assert node.check_output("hostname") == "db"
         assert templates_in(server.home) == []
     assert texts(told) == [f"machines boot: {template.name} cannot be resumed: no resuming today"]
@@ -267,6 +268,25 @@ def test_a_group_makes_one(server, driver):
         assert all("resume" in node.timings for node in group.values())
         assert sum("template" in node.timings for node in group.values()) == 1
     assert ways(driver).count("make") == 1
+
+
+def test_who_waits_for_a_template_tells_how_long(server, driver, monkeypatch):
+    """So that its other phases are where they belong; who makes it has waited for nobody."""
+    monkeypatch.setattr("pytest_vmfest.launcher._cpus", lambda: 2)
+    asked, both = [], threading.Event()
+    driver.on_freeze = lambda name: both.wait(PATIENCE_S)
+
+    def key(spec):
+        asked.append(spec.name)
+        if len(set(asked)) == 2:
+            both.set()
+        return "alike"
+
+    driver.freezing_key = key
+    with server.launch_group(2, image="tiny") as group:
+        lists = [list(node.timings) for node in group.values()]
+    assert sorted(phases[0] for phases in lists) == ["shared", "template"]
+    assert [phases[1:] for phases in lists] == [["clone", "resume", "network"]] * 2
 
 
 @pytest.fixture
