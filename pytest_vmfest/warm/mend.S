@@ -1,13 +1,13 @@
 # What a guest that was resumed from a template is mended by: it sets the clock forward exactly, and makes the
 # kernel's random numbers its own. No tool that every guest has can do either: busybox's date knows whole
-# seconds only, and what is written to /dev/urandom counts at the kernel's next reseeding, a minute later.
+# seconds only, and what is written to /dev/urandom counts at the kernel's next reseeding, minutes later.
 #
 #   mend SECONDS MICROSECONDS TEXT
 #
-# adds SECONDS.MICROSECONDS to the clock, unless both are 0 (SECONDS may be negative, MICROSECONDS not), mixes
-# TEXT into the kernel's random numbers, unless it is empty, and writes the clock's time then to standard
-# output: two numbers of 64 bits, seconds and nanoseconds. Exit status: 0, or 1 if the kernel refused, 2 for
-# wrong arguments.
+# adds SECONDS.MICROSECONDS to the clock, unless both are 0 (SECONDS may be negative, MICROSECONDS not), makes
+# random numbers of TEXT, unless it is empty (hexadecimal digits, which nobody can guess: it is credited with
+# 4 bits for each; 248 at most), and writes the clock's time then to standard output: two numbers of 64 bits,
+# seconds and nanoseconds. Exit status: 0, or 1 if the kernel refused, 2 for wrong arguments.
 #
 # For Linux 4.14 and newer on x86-64. Build (GNU binutils), result shipped as mend.bin:
 #   as --64 -mx86-used-note=no mend.S -o mend.o
@@ -23,12 +23,18 @@
         .set CLOCK_GETTIME, 228
 
         .set O_WRONLY, 1
-        .set RNDRESEEDCRNG, 0x5207      # linux/random.h
+        .set RNDADDENTROPY, 0x40085203  # linux/random.h
+        .set RNDRESEEDCRNG, 0x5207
+        .set POOL_BITS, 0               # struct rand_pool_info, with its fields
+        .set POOL_BYTES, 4
+        .set POOL_BUFFER, 8
+        .set POOL_MOST, 248
         .set ADJ_SETOFFSET, 0x100       # linux/timex.h
         .set TIMEX_SIZE, 208            # struct timex, with its fields
         .set TIMEX_SECONDS, 72
         .set TIMEX_MICROSECONDS, 80
         .set STDOUT, 1
+        .set BITS_A_CHARACTER, 4
 
         .globl _start
         .text
@@ -70,7 +76,18 @@ length: cmp     byte ptr [rbx + rdx], 0
 measured:
         test    edx, edx
         jz      tell
-        mov     r12, rdx
+        cmp     edx, POOL_MOST
+        ja      wrong
+        mov     r12d, edx
+        sub     rsp, POOL_BUFFER + POOL_MOST
+        lea     eax, [r12 * BITS_A_CHARACTER]
+        mov     [rsp + POOL_BITS], eax
+        mov     [rsp + POOL_BYTES], r12d
+        lea     rdi, [rsp + POOL_BUFFER]
+        mov     rsi, rbx
+        mov     ecx, r12d
+        rep     movsb
+
         lea     rdi, [rip + urandom]
         mov     esi, O_WRONLY
         mov     eax, OPEN
@@ -79,12 +96,12 @@ measured:
         js      refused
         mov     r13, rax
         mov     rdi, r13
-        mov     rsi, rbx
-        mov     rdx, r12
-        mov     eax, WRITE
+        mov     esi, RNDADDENTROPY
+        mov     rdx, rsp
+        mov     eax, IOCTL
         syscall
-        cmp     rax, r12
-        jne     refused
+        test    rax, rax
+        js      refused
         mov     rdi, r13
         mov     esi, RNDRESEEDCRNG
         mov     eax, IOCTL
