@@ -15,6 +15,7 @@
     ├── DriverError               the hypervisor refused or failed
     │   ├── DriverUnavailableError  not installed, or not usable here
     │   ├── NotSupportedError     this driver cannot do that
+    │   ├── ThawError             a machine cannot go on from a frozen one
     │   ├── MachineNotFoundError
     │   ├── MachineExistsError
     │   └── MachineStateError     not possible in the machine's present state
@@ -129,6 +130,10 @@ class NotSupportedError(DriverError):
     """The driver cannot do what was asked."""
 
     infrastructure = False
+
+
+class ThawError(DriverError):
+    """A machine cannot go on from a frozen one: that is gone, damaged, or does not fit this host."""
 
 
 class MachineNotFoundError(DriverError):

@@ -306,14 +306,10 @@ class Driver(ABC):
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Keep the running machine in the folder that it was made for (`MachineSpec.freeze_to`), and end it.
 
-        The machine is gone then. Any number of others can go on from there, at once and later, as long as
-        nobody writes to that folder: they are created with `MachineSpec.thaw_from`, and `start` resumes them.
+        Any number of others can go on from there, at once and later, as long as nobody writes to that folder:
+        they are created with `MachineSpec.thaw_from`, and `start` resumes them. The machine itself is gone;
+        its owner still has its name and memory, which the first of them may take.
         """
-        self._freeze(name, deadline)
-        if self.owner:
-            self.owner.is_gone(Kind.MACHINE, name)
-
-    def _freeze(self, name: str, deadline: Deadline) -> None:
         raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
 
     def lateness_s(self, name: str) -> float:

@@ -26,7 +26,7 @@ from pytest_vmfest.errors import (
     NotSupportedError,
     WaitTimeoutError,
 )
-from pytest_vmfest.folders import writing_to
+from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline
 
@@ -100,10 +100,13 @@ class QemuDriver(Driver):
         _check_supported(spec)
         firmware = host.find_efi_firmware() if spec.firmware == "efi" else None
         disks = self._disks()
-        folder = self._store.add(Record(spec))
+        source = frozen.facts_of(spec.thaw_from) if spec.thaw_from else None
+        mac, stopped = (source.mac, source.stopped) if source else (None, None)
+        folder = self._store.add(Record(spec, mac=mac, stopped=stopped))
         try:
             if spec.freeze_to is not None:
-                frozen.prepare(spec.freeze_to)
+                with writing_to(spec.freeze_to):
+                    make_private(spec.freeze_to)
             if spec.thaw_from is not None:
                 frozen.furnish(folder, spec.thaw_from, firmware is not None)
             else:
@@ -236,9 +239,10 @@ class QemuDriver(Driver):
         """A digest of QEMU's version, its command line and the image's files."""
         programs, accel = self._opened()
         check_readable(spec.image)
-        return frozen.key(spec, programs.system, programs.version, accel.name, self.settings.cpu)
+        firmware = host.find_efi_firmware().code if spec.firmware == "efi" else None
+        return frozen.key(spec, programs.system, programs.version, accel.name, self.settings.cpu, firmware)
 
-    def _freeze(self, name: str, deadline: Deadline) -> None:
+    def freeze(self, name: str, deadline: Deadline) -> None:
         """Keep memory and disk file themselves; QEMU writes out only the devices' state."""
         machine, state = self._look(name)
         target = machine.spec.freeze_to
@@ -246,7 +250,7 @@ class QemuDriver(Driver):
             raise wrong_state(name, state, "be frozen")
         folder = self._store.folder(name)
         with self._runner.monitor(machine) as monitor:
-            frozen.freeze(monitor, machine.spec, target, deadline)
+            frozen.freeze(monitor, machine, target, deadline)
         self._runner.quit(machine)
         disk = frozen.take_over(folder, target, machine.spec.firmware == "efi")
         self._disks().create_empty_overlay(disk, "qcow2", target / frozen.OVERLAY)

@@ -14,21 +14,22 @@ import os
 import shlex
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.disk_images import cache_name
 from pytest_vmfest.drivers.qemu import record
 from pytest_vmfest.drivers.qemu.command import Memory, Wiring, command_line, mac_address
-from pytest_vmfest.errors import DriverError
-from pytest_vmfest.folders import make_private, writing_to
+from pytest_vmfest.errors import DriverError, ThawError
+from pytest_vmfest.folders import writing_to
 from pytest_vmfest.waiting import wait_for
 
 if TYPE_CHECKING:
     from typing import Literal
 
     from pytest_vmfest.drivers.qemu.monitor import Monitor
+    from pytest_vmfest.drivers.qemu.record import Record
     from pytest_vmfest.specs import MachineSpec
     from pytest_vmfest.waiting import Deadline
 
@@ -39,13 +40,32 @@ STATE = "state"
 _FACTS = "frozen.json"
 
 # Counted up when what is in the folder changes.
-_FORMAT = 2
+_FORMAT = 3
 
 _POLL_S = 0.001
 _PLACEHOLDER = "frozen"
 
 
-def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tcg"], cpu: str | None) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What has to be known of a frozen machine: the MAC of slot 0, and when it was halted.
+
+    Its user-mode network, which is frozen with it, has given the guest's address to that MAC.
+    """
+
+    mac: str
+    stopped: float
+    """Seconds since the epoch."""
+
+
+def key(
+    spec: MachineSpec,
+    program: str,
+    version: str,
+    accel: Literal["kvm", "tcg"],
+    cpu: str | None,
+    firmware: Path | None,
+) -> str:
     """What a frozen machine of this spec depends on, on this host: else nobody can go on from it.
 
     Raises `OSError` for files of the image that cannot be read.
@@ -59,7 +79,7 @@ def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tc
         thaw_from=None,
     )
     boot = spec.image.direct_boot
-    files = [Path(program), *(file for file in ((boot.kernel, boot.initrd) if boot else ()) if file)]
+    files = [Path(program), firmware, *((boot.kernel, boot.initrd) if boot else ())]
     command = command_line(
         alike,
         program=program,
@@ -76,13 +96,14 @@ def key(spec: MachineSpec, program: str, version: str, accel: Literal["kvm", "tc
         *(_identity(file) for file in files if file),
     ]
     if accel == "kvm":
-        facts.append(_host_cpu())
+        # What KVM offers to guests changes with the kernel, too.
+        facts += [os.uname().release, _host_cpu()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _identity(path: Path) -> list[int]:
     facts = path.stat()
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_ino, facts.st_size, facts.st_mtime_ns]
 
 
 def _host_cpu() -> list[str]:
@@ -92,42 +113,23 @@ def _host_cpu() -> list[str]:
     return [line for line in lines if line.partition(":")[0].strip() in told]
 
 
-def mac_of(spec: MachineSpec) -> str:
-    """The MAC of slot 0: the frozen machine's own, which the user-mode network has given an address to."""
-    if spec.thaw_from is None:
-        return mac_address(spec.name)
-    mac: str = _facts(spec.thaw_from)["mac"]
-    return mac
-
-
-def memory_of(spec: MachineSpec, *, at_first: bool) -> Memory | None:
-    """Where the machine's memory is when QEMU starts; ``at_first``: for the first time.
-
-    Later starts leave both folders alone: one that was never frozen may be somebody else's by then.
-    """
-    if not at_first:
+def memory_of(machine: Record) -> Memory | None:
+    """The file that is the machine's memory when it is started now; later starts find the usual memory."""
+    spec = machine.spec
+    if machine.was_on:
         return None
     if spec.freeze_to is not None:
         return Memory(spec.freeze_to / MEMORY, is_shared=True)
-    if spec.thaw_from is not None:
-        return Memory(spec.thaw_from / MEMORY, is_shared=False)
-    return None
+    return Memory(spec.thaw_from / MEMORY, is_shared=False) if spec.thaw_from else None
 
 
-def prepare(target: Path) -> None:
-    """Make the folder for a machine that is to be frozen, empty."""
-    with writing_to(target):
-        shutil.rmtree(target, ignore_errors=True)
-        make_private(target)
-
-
-def freeze(monitor: Monitor, spec: MachineSpec, target: Path, deadline: Deadline) -> None:
+def freeze(monitor: Monitor, machine: Record, target: Path, deadline: Deadline) -> None:
     """Halt the machine for good, and keep the state of its devices in ``target``.
 
     Its process is to be ended then, and the rest moved by `take_over`.
     """
     monitor.execute("stop")
-    stopped = time.time()
+    facts = Facts(machine.mac or mac_address(machine.spec.name), stopped=time.time())
     _leave_memory_out(monitor, True)
     monitor.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(target / STATE))}"})
 
@@ -139,7 +141,7 @@ def freeze(monitor: Monitor, spec: MachineSpec, target: Path, deadline: Deadline
 
     wait_for(done, deadline, what=f"machine {monitor.machine!r} to be frozen", interval_s=_POLL_S)
     with writing_to(target):
-        (target / _FACTS).write_text(json.dumps({"stopped": stopped, "mac": mac_of(spec)}))
+        (target / _FACTS).write_text(json.dumps(asdict(facts)))
 
 
 def take_over(folder: Path, target: Path, firmware: bool) -> Path:
@@ -147,34 +149,32 @@ def take_over(folder: Path, target: Path, firmware: bool) -> Path:
     with writing_to(target):
         for name in (record.DISK, record.CONSOLE, *([record.EFI_VARIABLES] if firmware else [])):
             (folder / name).replace(target / name)
-        for path in target.iterdir():
-            _write_out(path)
     return target / record.DISK
 
 
-def _write_out(path: Path) -> None:
-    """See to it that the file is whole even if the host's power fails; nobody writes to it from now on."""
-    path.chmod(0o400)
-    handle = os.open(path, os.O_RDONLY)
+def facts_of(source: Path) -> Facts:
+    """What has to be known of the frozen machine in ``source``; `ThawError` if it is not there."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return Facts(**json.loads((source / _FACTS).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ThawError(f"there is no frozen machine in {source}: {error}") from error
 
 
 def furnish(folder: Path, source: Path, firmware: bool) -> None:
     """Fill the folder of a new machine that is to go on from the frozen one in ``source``."""
-    with writing_to(folder):
+    try:
         shutil.copyfile(source / OVERLAY, folder / record.DISK)
         for name in (record.CONSOLE, *([record.EFI_VARIABLES] if firmware else [])):
             shutil.copyfile(source / name, folder / name)
+    except FileNotFoundError as error:
+        raise ThawError(f"the frozen machine in {source} is not whole: {error}") from error
+    except OSError:
+        with writing_to(folder):
+            raise
 
 
-def thaw(monitor: Monitor, source: Path, deadline: Deadline) -> float:
-    """Let a machine, whose QEMU waits for it, go on from the frozen one in ``source``.
-
-    Returns for how many seconds that had stood still.
-    """
+def load(monitor: Monitor, source: Path, deadline: Deadline) -> None:
+    """Have a QEMU that waits for it take on the state of the frozen machine in ``source``, halted."""
     _leave_memory_out(monitor, True)
     monitor.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(source / STATE))}"})
     wait_for(
@@ -185,14 +185,6 @@ def thaw(monitor: Monitor, source: Path, deadline: Deadline) -> float:
     )
     # Its snapshots have to hold the memory.
     _leave_memory_out(monitor, False)
-    stopped: float = _facts(source)["stopped"]
-    monitor.execute("cont")
-    return time.time() - stopped
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / _FACTS).read_bytes())
-    return facts
 
 
 def _leave_memory_out(monitor: Monitor, state: bool) -> None:

@@ -44,8 +44,9 @@ class Record:
     ``process`` is the one that was started last, and None once its end is accounted for; ``starting`` says
     that there may be one which the record does not know yet; ``ssh_port`` is where port 22 of the guest is
     reached on loopback while ``process`` lives. Without ``process``, ``saved`` says whether memory waits
-    on disk. ``was_on`` says whether it was ever started, ``late_s`` for how many seconds it had stood still
-    before it last went on.
+    on disk. ``was_on`` says whether its guest ever ran. Of a machine that goes on from a frozen one, ``mac``
+    is the address of slot 0 there, and ``stopped`` when that was halted; ``late_s`` is for how many seconds
+    the guest had stood still before it last went on.
     """
 
     spec: MachineSpec
@@ -55,6 +56,8 @@ class Record:
     ssh_port: int | None = None
     saved: bool = False
     was_on: bool = False
+    mac: str | None = None
+    stopped: float | None = None
     late_s: float = 0.0
 
     def off(self, *, saved: bool = False) -> Record:
@@ -171,6 +174,8 @@ def _to_json(record: Record) -> dict[str, Any]:
         "ssh_port": record.ssh_port,
         "saved": record.saved,
         "was_on": record.was_on,
+        "mac": record.mac,
+        "stopped": record.stopped,
         "late_s": record.late_s,
         "freeze_to": _text(spec.freeze_to),
         "thaw_from": _text(spec.thaw_from),
@@ -198,8 +203,9 @@ def _from_json(data: dict[str, Any]) -> Record:
         network=data["network"],
         nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
         tags=data["tags"],
-        freeze_to=_path(data["freeze_to"]),
-        thaw_from=_path(data["thaw_from"]),
+        # Earlier versions had none of these.
+        freeze_to=_path(data.get("freeze_to")),
+        thaw_from=_path(data.get("thaw_from")),
     )
     return Record(
         spec=spec,
@@ -208,8 +214,10 @@ def _from_json(data: dict[str, Any]) -> Record:
         starting=data["starting"],
         ssh_port=data["ssh_port"],
         saved=data["saved"],
-        was_on=data["was_on"],
-        late_s=data["late_s"],
+        was_on=data.get("was_on", True),
+        mac=data.get("mac"),
+        stopped=data.get("stopped"),
+        late_s=data.get("late_s", 0.0),
     )
 
 
