@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import ImageModel
 
-# By what is in there a guest is known again. It is in memory: a guest that boots forgets it.
-_TOKEN_FILE = "/run/vmfest/instance"
+# In there a guest has its machine's name, until it boots anew: the folder is in memory.
+_NAME_FILE = "/run/vmfest/instance"
+_NAME_MARK = "vmfest machine "
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -68,8 +69,8 @@ class Node:
         """Seconds that each phase took, in turn: clone, boot, ssh, network, init_script.
 
         A node that resumed from a template has ``resume`` for ``boot``, and first ``template`` if it has made
-        that, or ``shared`` if it has waited for others who did. Before all is ``failed_start``, if other machines did not come up. Empty if another process has
-        started it.
+        that, or ``shared`` if it has waited for others who did. Before all is ``failed_start``, if other
+        machines did not come up. Empty if another process has started it.
         """
         self.began = 0.0
         """When the first of these phases began, in seconds since the epoch."""
@@ -77,7 +78,6 @@ class Node:
         """The last commands that were run by `run` and what is made of it; never their standard input."""
         self.introduction = introduction
         self._connect_timeout_s = connect_timeout_s
-        self._token = secrets.token_hex(16)
         self._link = Link(instance)
 
     def __repr__(self) -> str:
@@ -381,17 +381,18 @@ class Node:
         text = self.introduction.script(was or ())
         if was is not None:
             text = mending.script(self.instance.driver.lateness_s(self.instance.name)) + "\n" + text
-        folder = _TOKEN_FILE.rpartition("/")[0]
-        text += f"\nmkdir -p {folder} && echo {self._token} > {_TOKEN_FILE}"
+        folder = _NAME_FILE.rpartition("/")[0]
+        text += f"\nmkdir -p {folder} && echo {_NAME_MARK}{self.instance.name} > {_NAME_FILE}"
         self._as_root(text, deadline)
         self._link.verify = self._verify
 
     def _verify(self, remote: Remote, deadline: Deadline) -> None:
-        """Refuse a guest that another node has introduced; one that has booted anew knows no token."""
-        found = remote.execute(f"cat {_TOKEN_FILE}", input=None, deadline=deadline).stdout.decode().strip()
-        if found not in ("", self._token):
+        """Refuse a guest that is another machine's; one that has booted anew knows no name."""
+        told = remote.execute(f"cat {_NAME_FILE}", input=None, deadline=deadline).stdout.decode()
+        found = re.search(rf"^{_NAME_MARK}(\S+)$", told, re.MULTILINE)
+        if found and found[1] != self.instance.name:
             raise HostKeyError(
-                f"{self.name}: another machine answers at {self.instance.endpoint()}",
+                f"{self.name}: another machine, {found[1]}, answers at {self.instance.endpoint()}",
                 hint="has its port been given to another one meanwhile?",
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import (
@@ -27,8 +27,7 @@ from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.waiting import Deadline
-from pytest_vmfest.warm.settling import settle
-from pytest_vmfest.warm.templates import in_use, tidy
+from pytest_vmfest.warm.starting import WarmStart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.guest import Introduction
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import MachineSpec
-    from pytest_vmfest.warm.templates import Facts, Template, Templates
+    from pytest_vmfest.warm.templates import Templates
 
 # What each stage is called while it lasts.
 _STAGES = {
@@ -47,6 +46,7 @@ _STAGES = {
     "port": "booting, waiting for its SSH server",
     "banner": "booting, waiting for its SSH server",
     "login": "logging in",
+    "turn": "waiting for others who make its template",
     "template": "freezing it, as a template for others",
     "network": "setting up its name and network",
     "init_script": "running the init script",
@@ -62,11 +62,6 @@ class Plan:
     role: str
     init_script: str | None = None
 
-
-# How often the time for one start is waited for others who make the template.
-_TURN_FACTOR = 3
-# Who waits less than this has waited for nobody.
-_TOLD_S = 0.1
 
 # Another machine would fare no better.
 _NOT_OF_THE_BOOT = (
@@ -121,26 +116,27 @@ class Startup:
         """
         self.failed_boot: FailedBoot | None = None
         """Set when the start may be tried again; nothing is left of its machine then."""
-        self._driver = driver
+        self.driver = driver
         self._plan = plan
-        self._timeout_s = timeout_s
+        self.spec = plan.spec
+        self.timeout_s = timeout_s
         self._keep = keep
         self._templates = templates
         self._progress = progress
         self._before = before
         self._last = last
-        self._stage = "created"
+        self.stage = "created"
         self._created = False
         self._cancelled = threading.Event()
         self._login_began: float | None = None
-        self._timings: dict[str, float] = {}
+        self.timings: dict[str, float] = {}
         self._instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
-        self._node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
+        self.node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
 
     @property
     def machine(self) -> str:
         """The machine's name."""
-        return self._plan.spec.name
+        return self.spec.name
 
     def cancel(self) -> None:
         """Give the start up; `run` then raises `GivenUpError`, at the latest after `disconnect`."""
@@ -148,15 +144,15 @@ class Startup:
 
     def disconnect(self) -> None:
         """End what the start is waiting for in the guest."""
-        self._node.disconnect()
+        self.node.disconnect()
 
     def run(self) -> Node:
         """Create, boot, connect and introduce the node.
 
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """
-        self._deadline = Deadline(self._timeout_s)
-        self._node.began = time.time()
+        self._deadline = Deadline(self.timeout_s)
+        self.node.began = time.time()
         try:
             self._bring_up()
         except (VmfestError, GivenUpError) as error:
@@ -164,138 +160,77 @@ class Startup:
                 if isinstance(error, VmfestError) and not self._cancelled.is_set():
                     raise self._explain(error, self._deadline) from error
                 # A machine that cannot be destroyed is a failure that has to be told.
-                self._destroy()
+                self.destroy()
                 raise GivenUpError from error
         except BaseException as error:
             with held_back():
-                clean_up_after(error, self._destroy)
+                clean_up_after(error, self.destroy)
             raise
-        self._node.timings.update(self._timings)
-        return self._node
+        self.node.timings.update(self.timings)
+        return self.node
 
     def _bring_up(self) -> None:
-        plan, node = self._plan, self._node
-        facts = self._resume() if self._templates else None
-        if facts is None:
-            self._boot(plan.spec)
-        with self._phase("network", "network"):
-            node.introduce(self._deadline, was=facts.macs if facts else None)
-        if plan.init_script is not None:
+        if self._templates is None or not WarmStart(self, self._templates).run():
+            self.boot(self.spec)
+            self.introduce()
+        if (script := self._plan.init_script) is not None:
             with self._phase("init_script", "init_script"):
-                node.run_script(plan.init_script, self._deadline)
+                self.node.run_script(script, self._deadline)
 
-    def _boot(self, spec: MachineSpec, phase: str = "boot") -> None:
-        """Create the machine and connect to it."""
-        self._deadline = deadline = Deadline(self._timeout_s)
+    # --- its parts -----------------------------------------------------------------------------------
+
+    def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
+        """Create the machine and connect to its guest."""
+        self._deadline = deadline = Deadline(timeout_s or self.timeout_s)
         self._login_began = None
         with self._phase("clone", "created"):
             with held_back():  # there is no moment at which it exists and nobody knows
-                self._driver.create(spec)
+                self.driver.create(spec)
                 self._created = True
         with self._phase(phase, "running"):
             self._instance.start(deadline.remaining_s)
-            self._node.connect(deadline, watch=self._give_up, on_stage=self._enter)
+            self.node.connect(deadline, watch=self.check, on_stage=self.enter)
 
-    # --- templates -----------------------------------------------------------------------------------
+    def introduce(self, *, was: Sequence[str] | None = None) -> None:
+        """Give the guest its name and network; see `Node.introduce`."""
+        with self._phase("network", "network"):
+            self.node.introduce(self._deadline, was=was)
 
-    def _resume(self) -> Facts | None:
-        """Go on from the template; None, with nothing left of the machine, if it has to be booted."""
-        assert self._templates is not None
-        spec = self._plan.spec
-        template = self._templates.of(spec)
-        facts = self._facts(template) if template else None
-        if template is None or facts is None:
-            return None
-        began, before = time.monotonic(), dict(self._timings)
-        try:
-            self._boot(replace(spec, thaw_from=template.folder), phase="resume")
-        except VmfestError as error:
-            self._drop(template)
-            self._timings = {**before, "failed_start": time.monotonic() - began}
-            self._templates.do_without(f"{template.name} cannot be resumed: {error.message}")
-            return None
-        return facts
-
-    def _facts(self, template: Template) -> Facts | None:
-        """What is known of the template, once it is there; None if it cannot be made."""
-        assert self._templates is not None
-        template.used()  # so that nobody takes it for old
-        if facts := template.facts():
-            return facts
-        began = time.monotonic()
-        with template.turn(_TURN_FACTOR * self._timeout_s, self._give_up):
-            if (waited_s := time.monotonic() - began) >= _TOLD_S:
-                self._timings["shared"] = waited_s
-            # Others may have made it meanwhile, or have found that it cannot be made.
-            if facts := template.facts():
-                return facts
-            if self._templates.of(self._plan.spec) is None or not self._templates.fits(self._plan.spec):
-                return None
-            return self._make(template)
-
-    def _make(self, template: Template) -> Facts | None:
-        """Make the template of this machine, which is gone then; None if that does not work here.
-
-        What goes wrong with the guest's boot is raised: it would not fare better without.
-        """
-        assert self._templates is not None
-        spec = self._plan.spec
-        began = time.monotonic()
-        outer, self._timings = self._timings, {}
-        try:
-            self._boot(replace(spec, freeze_to=template.folder))
-            self._enter("template")
-            settle(self._node, self._deadline)
-            with held_back():
-                self._driver.freeze(spec.name, self._deadline)
-                self._created = False
-            facts = template.complete(spec, self._driver, time.monotonic() - began)
-            tidy(self._driver.settings.home, {template.name, *in_use(self._driver)})
-            return facts
-        except BaseException as error:
-            if not isinstance(error, VmfestError) or self._stage != "template" or self._cancelled.is_set():
-                template.discard()
-                raise
-            self._drop(template)
-            self._templates.cannot_make(template, f"{spec.image.name} cannot be frozen: {error.message}")
-            return None
-        finally:
-            self._timings = {**outer, "template": time.monotonic() - began}
-
-    def _drop(self, template: Template) -> None:
-        """Remove the machine and the template, so that the machine can be booted."""
-        self._give_up()  # others have broken it off: that is no fault of the template
-        self._destroy()
+    def is_frozen(self) -> None:
+        """The machine is gone; there will be another one of its name."""
         self._created = False
-        template.discard()
 
-    def _give_up(self) -> None:
+    def check(self) -> None:
+        """Raise `GivenUpError` if it was cancelled."""
         if self._cancelled.is_set():
             raise GivenUpError
 
-    def _destroy(self) -> None:
+    def destroy(self) -> None:
+        """Leave nothing of the machine, if there is one."""
         # What could not be created is not ours: a machine of that name may be somebody else's.
         if self._created:
-            self._node.destroy()
+            self.node.destroy()
+            self._created = False
 
-    def _enter(self, stage: str) -> None:
-        self._stage = stage
+    def enter(self, stage: str) -> None:
+        """Something else is done from now on."""
+        self.stage = stage
         self._progress(Step(f"machine {self._instance.name}", _STAGES.get(stage, stage)))
         if stage == "login" and self._login_began is None:
             self._login_began = time.monotonic()
 
     @contextmanager
     def _phase(self, name: str, stage: str) -> Iterator[None]:
-        self._give_up()
-        self._enter(stage)
+        self.check()
+        self.enter(stage)
         began = time.monotonic()
         yield
         ended = time.monotonic()
         if name in ("boot", "resume") and self._login_began is not None:
-            self._timings[name] = self._login_began - began
-            self._timings["ssh"] = ended - self._login_began
+            self.timings[name] = self._login_began - began
+            self.timings["ssh"] = ended - self._login_began
         else:
-            self._timings[name] = ended - began
+            self.timings[name] = ended - began
 
     def _explain(self, error: VmfestError, deadline: Deadline) -> StartError:
         """The error to show for ``error``; the machine is destroyed by the way, or kept."""
@@ -306,11 +241,11 @@ class Startup:
         kept = self._keep and self._created and not again
         remark = ""
         if kept:
-            self._node.disconnect()
+            self.node.disconnect()
             remark = f"machine {name} is kept: vmfest instance console {name}, or ssh, or destroy"
         else:
             try:
-                self._destroy()
+                self.destroy()
             except Exception as failure:
                 remark = f"and its machine could not be destroyed: {failure}"
                 again = False
@@ -319,10 +254,10 @@ class Startup:
         return self._error(error, deadline, stage, console, remark, (name,) if kept else ())
 
     def _told_stage(self, console: str) -> str:
-        if self._stage in ("address", "port", "banner"):
+        if self.stage in ("address", "port", "banner"):
             # slirp and NAT accept connections for a guest that is not there yet: only the console tells.
             return "kernel" if last_lines(console) else "running"
-        return self._stage
+        return self.stage
 
     def _console(self) -> str:
         if not self._created:
@@ -343,13 +278,13 @@ class Startup:
         remark: str,
         kept: tuple[str, ...],
     ) -> StartError:
-        spec, name = self._plan.spec, self._plan.introduction.hostname
+        spec, name = self.spec, self._plan.introduction.hostname
         last = last_lines(console)
         lines = [
             f"node {name!r} did not start: {error.message}",
-            f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self._timeout_s:g} s",
+            f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self.timeout_s:g} s",
             f"  machine: {spec.name}, image {spec.image.name}, {spec.hardware.memory_mib} MiB, "
-            f"{spec.hardware.cpus} CPU, driver {self._driver.name}",
+            f"{spec.hardware.cpus} CPU, driver {self.driver.name}",
         ]
         if stage != "created" and not isinstance(error, CommandError):
             told = last.splitlines() or ["(nothing)"]

@@ -29,10 +29,10 @@ def gc(setup: Setup, json_: bool) -> None:
     Also removed are templates that are not whole, or that nobody has used for two weeks.
     """
     from pytest_vmfest.reaper import reap_dead
-    from pytest_vmfest.warm.templates import tidy, users_in
+    from pytest_vmfest.warm.templates import tidy
 
     found = reap_dead(setup.home)
-    templates = tidy(setup.home, users_in(setup.home))
+    templates = tidy(setup.home)
     removed = [name for reaped in found for name in reaped.removed]
     kept = {name: until for reaped in found for name, until in reaped.kept.items()}
     errors = [reaped.error for reaped in found if reaped.error]

@@ -64,9 +64,10 @@ def list_templates(setup: Setup, json_: bool) -> None:
 def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
     """Remove templates; the next machine of that kind makes a new one.
 
-    One that machines have gone on from is refused: their disks stand on it.
+    One that machines have gone on from is refused: their disks stand on it. With --all, what could not be
+    frozen is tried again, too.
     """
-    from pytest_vmfest.warm.templates import templates_in, users_in
+    from pytest_vmfest.warm.templates import forget_failures, templates_in, users_in
 
     if bool(names) == all_:
         raise click.UsageError("which? give names, or --all")
@@ -81,10 +82,12 @@ def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
     for name in dict.fromkeys(names or there):
         if machines := users.get(name):
             refused.append(f"template {name} is in use by {', '.join(machines)}\n  destroy them first")
-        elif not there[name].discard_unless_busy():
+        elif not there[name].remove():
             refused.append(f"template {name} is just being made, or cannot be removed")
         else:
             click.echo(f"{name}: removed")
+    if all_:
+        forget_failures(setup.home)
     if refused:
         raise click.ClickException("\n".join(refused))
 

@@ -159,6 +159,8 @@ class Driver(ABC):
     name: ClassVar[str]
     outlives_us: ClassVar[bool] = True
     """Whether machines go on when the process that made them has ended."""
+    freezes: ClassVar[bool] = False
+    """Whether it can freeze machines with their memory."""
     takes_url: ClassVar[bool] = False
     """Whether it can use a hypervisor behind a web service."""
 

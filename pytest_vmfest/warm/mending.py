@@ -27,14 +27,18 @@ def script(late_s: float) -> str:
     Where the program does not run, the clock is right to a second or so, and the kernel's random numbers
     differ after its next reseeding.
     """
-    text = secrets.token_hex(32)
+    text, machine_id = secrets.token_hex(32), secrets.token_hex(16)
     return "\n".join(
         [
             f"if ! {mend_command(late_s, text)} > /dev/null 2>&1; then",
             f"  date -u -s @{round(time.time())} > /dev/null",
             f"  echo {text} > /dev/urandom",
             "fi",
+            "if [ -s /etc/machine-id ] && read -r old < /etc/machine-id; then",
             # Those who read it at their start go on with the old one, as after a change by hand.
-            f"[ ! -s /etc/machine-id ] || echo {secrets.token_hex(16)} > /etc/machine-id",
+            f"  echo {machine_id} > /etc/machine-id",
+            # Journals are found by it.
+            f'  [ ! -d "/var/log/journal/$old" ] || mv "/var/log/journal/$old" /var/log/journal/{machine_id}',
+            "fi",
         ]
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.errors import CommandError
 from pytest_vmfest.warm import mending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_vmfest.node import Node
     from pytest_vmfest.waiting import Deadline
 
@@ -29,20 +32,35 @@ while [ $calm -lt 2 ] && [ $tries -lt 30 ]; do
 done
 sync
 """
+# What resumed guests are introduced by, so that it need not be read from their disks.
+_USE = """\
+hostname > /dev/null
+sed -n 1p /etc/hosts > /dev/null
+ip link > /dev/null
+mkdir -p /run/vmfest
+sync
+"""
 _LOGINS = 2
 _CLOCK_READINGS = 5
 # A guest's sshd has to see that the last connection is gone.
 _FAREWELL_S = 0.3
 
 
-def settle(node: Node, deadline: Deadline) -> None:
-    """Have the guest at rest, what the first commands need in its memory, and its clock right."""
+def settle(node: Node, deadline: Deadline, check: Callable[[], None]) -> None:
+    """Have the guest at rest, what the first commands need in its memory, and its clock right.
+
+    ``check`` is called between the steps, and may raise.
+    """
     node.run_script(_REST, deadline)
-    _bring_mender(node, deadline)
+    check()
+    with suppress(CommandError):  # a system that cannot be written to does without: see `mending.script`
+        _bring_mender(node, deadline)
     for _ in range(_LOGINS):
+        check()
         node.disconnect()
-        node.run_script("command -v ip hostname sed > /dev/null; ip link > /dev/null; sync", deadline)
+        node.run_script(_USE, deadline)
     _set_clock(node, deadline)
+    check()
     node.disconnect()
     time.sleep(_FAREWELL_S)
 

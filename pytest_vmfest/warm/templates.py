@@ -1,10 +1,16 @@
-"""The templates of a store: one frozen machine for each image, hardware and driver that was used."""
+"""The templates of a store: one frozen machine for each image, hardware and driver that was used.
+
+Each is a folder that is written once. One that is given up only loses the file that says that it is whole, as
+machines may stand on its disk; `tidy` removes the folder when nobody does.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -16,29 +22,35 @@ from filelock import FileLock, Timeout
 
 from pytest_vmfest.drivers import FREEZING, load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
+from pytest_vmfest.errors import NotSupportedError, ThawError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.progress import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import MachineSpec
 
-# Counted up when what is done before a freeze, or how it is kept, changes.
-_FORMAT = 1
-_FACTS = "template.json"
-_POLL_S = 0.2
-# What is to be left for everybody else when a template is made, its disk included.
-_SPARE_MIB = 512
-
 MAX_AGE_S = 14 * 24 * 3600
 """Templates that nobody has used for so long are removed."""
 MAX_BYTES = 16 << 30
 """Of templates that take more than this on disk, those that were used last are kept."""
+FAILED_S = 24 * 3600
+"""What could not be frozen is not tried again for so long."""
+
+# Counted up when what is done before a freeze, or how it is kept, changes.
+_FORMAT = 2
+_FACTS = "template.json"
+_LOCK = "lock"
+_FAILED = ".failed"
+_POLL_S = 0.2
+# What is to be left for everybody else when a template is made, its disk included.
+_SPARE_MIB = 512
+# A template that cannot be resumed is made anew so often.
+_RESUME_FAILURES = 2
 
 
 @dataclass(frozen=True)
@@ -58,20 +70,19 @@ class Facts:
 
 
 class Template:
-    """A frozen machine in a folder of the store, or the place for one that is to be made."""
+    """A frozen machine in a folder of its own: whole, being made, or given up."""
 
-    def __init__(self, folder: Path, lock: Path) -> None:
-        """``lock`` is held by who makes or removes it."""
+    def __init__(self, folder: Path) -> None:
+        """Know the folder; it need not exist."""
         self.folder = folder
-        self._lock = FileLock(lock)
 
     @property
     def name(self) -> str:
-        """Image, and a digest of all that it depends on: ``tiny-1f2e3d4c5b6a``."""
+        """Its image, a digest of what it depends on, and a number of its own: ``tiny-1f2e3d4c5b6a-7a8b9c``."""
         return self.folder.name
 
     def facts(self) -> Facts | None:
-        """What is known of it; None if it is not there, or not whole."""
+        """What is known of it; None if it is not whole."""
         try:
             said = json.loads((self.folder / _FACTS).read_bytes())
             known = {field.name: said[field.name] for field in fields(Facts)}
@@ -80,11 +91,6 @@ class Template:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return facts if sizes == facts.size else None
-
-    def used(self) -> None:
-        """Note that it is used now."""
-        with suppress(OSError):
-            os.utime(self.folder / _FACTS)
 
     @property
     def last_used(self) -> float:
@@ -104,13 +110,91 @@ class Template:
         return total
 
     @contextmanager
-    def turn(self, patience_s: float, check: Callable[[], None]) -> Iterator[None]:
-        """Have it to oneself, to make it; ``check`` is called while others have it, and may raise.
+    def held(self) -> Iterator[None]:
+        """Nobody removes it meanwhile; `ThawError` if that has happened already."""
+        try:
+            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ThawError(f"the template {self.name} is not there any more: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            with suppress(OSError):
+                os.utime(self.folder / _FACTS)
+            yield
+        finally:
+            os.close(handle)
 
-        Raises `WaitTimeoutError`.
+    def complete(self, spec: MachineSpec, driver: Driver, took_s: float) -> Facts:
+        """Note that it is whole now, and will be if the host's power fails; `StoreError`."""
+        with writing_to(self.folder):
+            files = [path for path in self.folder.iterdir() if path.name != _LOCK]
+            for path in files:
+                _write_out(path)
+            facts = Facts(
+                image=spec.image.name,
+                driver=driver.name,
+                memory_mib=spec.hardware.memory_mib,
+                cpus=spec.hardware.cpus,
+                macs=tuple(nic.mac for nic in spec.nics),
+                took_s=took_s,
+                size={path.name: path.stat().st_size for path in files},
+            )
+            beside = self.folder / f"{_FACTS}.new"
+            beside.write_text(json.dumps(asdict(facts), indent=1))
+            _write_out(beside)
+            beside.replace(self.folder / _FACTS)
+        return facts
+
+    def give_up(self) -> None:
+        """From now on nobody takes it for whole."""
+        with suppress(OSError):
+            (self.folder / _FACTS).unlink()
+
+    def remove(self) -> bool:
+        """Remove it, unless it is held, or machines have gone on from it; whether it is gone."""
+        try:
+            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return not self.folder.exists()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Asked only now: who was about to go on from it has done so, and others cannot begin.
+            if self.name not in users_in(self.folder.parents[1]):
+                self.give_up()
+                shutil.rmtree(self.folder, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(handle)
+        return not self.folder.exists()
+
+
+class Place:
+    """Where templates of one kind of machine are, of which the newest that is whole counts."""
+
+    def __init__(self, home: Path, kind: str) -> None:
+        """``kind`` is the image's name and a digest of all that its templates depend on."""
+        self.kind = kind
+        self._folder = home / "templates"
+        self._lock_file = home / "locks" / f"template-{kind}.lock"
+        self._lock = FileLock(self._lock_file)
+
+    def template(self) -> tuple[Template, Facts] | None:
+        """The template, if there is one."""
+        found = [Template(path) for path in self._folder.glob(f"{self.kind}-*") if path.is_dir()]
+        for template in sorted(found, key=lambda one: -one.last_used):
+            if facts := template.facts():
+                return template, facts
+        return None
+
+    @contextmanager
+    def turn(self, patience_s: float, check: Callable[[], None]) -> Iterator[bool]:
+        """Be the one who makes it, or be told False when patience is over.
+
+        ``check`` is called while others make it, and may raise. Raises `StoreError`.
         """
-        with writing_to(self._lock_folder):
-            make_private(self._lock_folder)
+        with writing_to(self._lock_file.parent):
+            make_private(self._lock_file.parent)
         give_up = time.monotonic() + patience_s
         while True:
             check()
@@ -119,93 +203,100 @@ class Template:
                 break
             except Timeout:
                 if time.monotonic() > give_up:
-                    raise WaitTimeoutError(
-                        f"another process has been making the template {self.name} for {patience_s:g} s"
-                    ) from None
+                    yield False
+                    return
         try:
-            yield
+            yield True
         finally:
             self._lock.release()
 
-    def complete(self, spec: MachineSpec, driver: Driver, took_s: float) -> Facts:
-        """Note that it is whole now."""
-        files = [path for path in self.folder.iterdir() if path.name != _FACTS]
-        facts = Facts(
-            image=spec.image.name,
-            driver=driver.name,
-            memory_mib=spec.hardware.memory_mib,
-            cpus=spec.hardware.cpus,
-            macs=tuple(nic.mac for nic in spec.nics),
-            took_s=took_s,
-            size={path.name: path.stat().st_size for path in files},
-        )
-        beside = self.folder / f"{_FACTS}.new"
-        with writing_to(self.folder):
-            beside.write_text(json.dumps(asdict(facts), indent=1))
-            beside.replace(self.folder / _FACTS)
-        return facts
+    def begin(self) -> Template:
+        """A new folder, for a template that is to be made; `StoreError`."""
+        template = Template(self._folder / f"{self.kind}-{secrets.token_hex(3)}")
+        with writing_to(template.folder):
+            make_private(template.folder)
+        return template
 
-    def discard_unless_busy(self) -> bool:
-        """Remove it, unless somebody makes it just now; whether it was removed."""
-        try:
-            self._lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            return False
-        try:
-            self.discard()
-        finally:
-            self._lock.release()
-        return not self.folder.exists()
-
-    def discard(self) -> None:
-        """Remove it. Machines that have resumed from it go on, until they are powered off."""
+    def note_failure(self, reason: str) -> None:
+        """Remember, also for other processes, why there is no template."""
         with suppress(OSError):
-            (self.folder / _FACTS).unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            make_private(self._folder)
+            self._failure_file.write_text(reason)
+
+    def failure(self) -> str:
+        """Why there is none, if it was tried not long ago; else empty."""
+        try:
+            if time.time() - self._failure_file.stat().st_mtime < FAILED_S:
+                return self._failure_file.read_text()
+        except OSError:
+            pass
+        return ""
 
     @property
-    def _lock_folder(self) -> Path:
-        return self.folder.parents[1] / "locks"
+    def _failure_file(self) -> Path:
+        return self._folder / f"{self.kind}{_FAILED}"
 
 
 class Templates:
-    """Finds the template for a machine, by all that it depends on."""
+    """Finds the place of a machine's template, by all that it depends on; tells why machines have none."""
 
     def __init__(self, driver: Driver, news: Progress) -> None:
-        """``news`` is told, once each, why machines have none."""
+        """``news`` is told each reason once."""
+        self.home = driver.settings.home
         self._driver = driver
         self._news = news
         self._told: set[str] = set()
         self._hopeless: set[str] = set()
+        self._failures: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def of(self, spec: MachineSpec) -> Template | None:
-        """The template for machines of this spec, whether it is there yet or not; None: they boot."""
-        if not self._driver.outlives_us:
+    def place_of(self, spec: MachineSpec) -> Place | None:
+        """Where the template for machines of this spec is, or is to be made; None: they boot."""
+        if not self._driver.freezes or spec.permanent:
             return None
         try:
             key = self._driver.freezing_key(spec)
         except NotSupportedError as error:
-            self.do_without(error.message)
+            self.tell(error.message)
             return None
         digest = hashlib.sha256(f"{_FORMAT} {self._driver.name} {key}".encode()).hexdigest()[:12]
-        template = template_at(self._driver.settings.home, f"{spec.image.name}-{digest}")
-        return None if template.name in self._hopeless else template
+        place = Place(self.home, f"{spec.image.name}-{digest}")
+        if place.kind in self._hopeless:
+            return None
+        if reason := place.failure():
+            self.tell(f"{reason} (found out before; vmfest template remove --all has it tried again)")
+            return None
+        return place
 
     def fits(self, spec: MachineSpec) -> bool:
         """Whether the store has room for another template; if not, that is told."""
-        home = self._driver.settings.home
-        free_mib, wanted_mib = shutil.disk_usage(home).free >> 20, spec.hardware.memory_mib + _SPARE_MIB
+        free_mib, wanted_mib = shutil.disk_usage(self.home).free >> 20, spec.hardware.memory_mib + _SPARE_MIB
         if free_mib < wanted_mib:
-            self.do_without(f"a template may take {wanted_mib} MiB, and {free_mib} MiB are free in {home}")
+            self.tell(f"a template may take {wanted_mib} MiB, and {free_mib} MiB are free in {self.home}")
         return free_mib >= wanted_mib
 
-    def cannot_make(self, template: Template, reason: str) -> None:
-        """From now on machines boot that would have this template: trying again takes a boot each time."""
-        self._hopeless.add(template.name)
-        self.do_without(reason)
+    def cannot_make(self, place: Place, reason: str, *, ever: bool) -> None:
+        """From now on machines of that kind boot: to try again would take a boot each time.
 
-    def do_without(self, reason: str) -> None:
+        ``ever``: it will be the same for other processes, too.
+        """
+        self._hopeless.add(place.kind)
+        if ever:
+            place.note_failure(reason)
+        self.tell(reason)
+
+    def cannot_resume(self, place: Place, template: Template, reason: str) -> None:
+        """The template is given up, and so are templates of its kind when that has happened before."""
+        template.give_up()
+        with self._lock:
+            self._failures[place.kind] = self._failures.get(place.kind, 0) + 1
+            again = self._failures[place.kind] >= _RESUME_FAILURES
+        if again:
+            self.cannot_make(place, reason, ever=True)
+        else:
+            self.tell(reason)
+
+    def tell(self, reason: str) -> None:
         """Tell, unless it was told before, why machines boot instead of resuming."""
         with self._lock:
             if reason in self._told:
@@ -216,12 +307,12 @@ class Templates:
 
 def templates_in(home: Path) -> list[Template]:
     """All templates of the store, also those that are not whole, the last used first."""
-    names = [path.name for path in (home / "templates").glob("*") if path.is_dir()]
-    return sorted((template_at(home, name) for name in names), key=lambda one: -one.last_used)
+    found = [Template(path) for path in (home / "templates").glob("*") if path.is_dir()]
+    return sorted(found, key=lambda template: -template.last_used)
 
 
-def tidy(home: Path, in_use: Container[str]) -> list[str]:
-    """Remove templates that are not whole, too old, or too many, but none ``in_use``; the names of those.
+def tidy(home: Path) -> list[str]:
+    """Remove templates that are not whole, too old, or too many, but none in use; the names of those removed.
 
     See `MAX_AGE_S` and `MAX_BYTES`.
     """
@@ -230,20 +321,17 @@ def tidy(home: Path, in_use: Container[str]) -> list[str]:
         size = template.bytes_on_disk
         old = time.time() - template.last_used > MAX_AGE_S
         unwanted = template.facts() is None or old or kept_bytes + size > MAX_BYTES
-        if unwanted and template.name not in in_use and template.discard_unless_busy():
+        if unwanted and template.remove():
             removed.append(template.name)
         else:
             kept_bytes += size
     return removed
 
 
-def in_use(driver: Driver) -> dict[str, list[str]]:
-    """By template: the machines that have gone on from it."""
-    users: dict[str, list[str]] = {}
-    for info in driver.machines():
-        if info.template:
-            users.setdefault(info.template, []).append(info.name)
-    return users
+def forget_failures(home: Path) -> None:
+    """Have all tried again that could not be frozen."""
+    for path in (home / "templates").glob(f"*{_FAILED}"):
+        path.unlink(missing_ok=True)
 
 
 def users_in(home: Path) -> dict[str, list[str]]:
@@ -252,12 +340,17 @@ def users_in(home: Path) -> dict[str, list[str]]:
     for name in FREEZING:
         driver = load_driver(name, DriverSettings(home))
         try:
-            users |= in_use(driver)
+            for info in driver.machines():
+                if info.template:
+                    users.setdefault(info.template, []).append(info.name)
         finally:
             driver.close()
     return users
 
 
-def template_at(home: Path, name: str) -> Template:
-    """The template of that name in the store ``home``."""
-    return Template(home / "templates" / name, home / "locks" / f"template-{name}.lock")
+def _write_out(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

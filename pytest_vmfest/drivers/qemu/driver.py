@@ -51,6 +51,7 @@ class QemuDriver(Driver):
     """Machines run by QEMU. They may be operated from any process that has the same store."""
 
     name = "qemu"
+    freezes = True
 
     def __init__(self, settings: DriverSettings) -> None:
         """Remember the settings. Touches neither disk nor QEMU."""

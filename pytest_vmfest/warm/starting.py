@@ -1,0 +1,167 @@
+"""A start by way of a template: resuming from it, and making it of the very machine if there is none yet."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from pytest_vmfest.errors import (
+    CommandError,
+    DriverError,
+    RemoteError,
+    StoreError,
+    ThawError,
+    VmfestError,
+    WaitTimeoutError,
+)
+from pytest_vmfest.signals import held_back
+from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.warm.settling import settle
+from pytest_vmfest.warm.templates import tidy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vmfest.drivers.base import Driver
+    from pytest_vmfest.node import Node
+    from pytest_vmfest.specs import MachineSpec
+    from pytest_vmfest.warm.templates import Facts, Place, Template, Templates
+
+# How often the time for one start is waited for others who make the template.
+_TURN_FACTOR = 3
+# A resumed guest answers in a fraction of a second, on a busy host in some.
+_RESUME_S = 60.0
+_SETTLE_S = 150.0
+_FREEZE_S = 60.0
+# A wait that is shorter is no phase of a start.
+_TOLD_S = 0.1
+# The template's fault, or that of resuming: the machine may well boot.
+_OF_THE_TEMPLATE = (ThawError, WaitTimeoutError, RemoteError, CommandError)
+
+
+class Start(Protocol):
+    """What it takes of a start."""
+
+    spec: MachineSpec
+    driver: Driver
+    node: Node
+    timeout_s: float
+    timings: dict[str, float]
+    stage: str
+
+    def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
+        """Create the machine and connect to its guest."""
+
+    def introduce(self, *, was: Sequence[str] | None = None) -> None:
+        """Give the guest its name and network."""
+
+    def enter(self, stage: str) -> None:
+        """Something else is done from now on."""
+
+    def check(self) -> None:
+        """Raise if the start was given up meanwhile."""
+
+    def destroy(self) -> None:
+        """Leave nothing of the machine."""
+
+    def is_frozen(self) -> None:
+        """The machine is gone; there will be another one of its name."""
+
+
+class WarmStart:
+    """Resumes a machine from its template, or leaves nothing of it, so that it can be booted."""
+
+    def __init__(self, start: Start, templates: Templates) -> None:
+        """Serve one start."""
+        self._start = start
+        self._templates = templates
+
+    def run(self) -> bool:
+        """Whether the node is there, and itself; else it has to be booted, and why was told.
+
+        What goes wrong with the boot of a guest that is to become the template is raised: without, it would
+        fare no better.
+        """
+        place = self._templates.place_of(self._start.spec)
+        if place is None:
+            return False
+        found = place.template() or self._make_in_turn(place)
+        return found is not None and self._resume(place, *found)
+
+    def _resume(self, place: Place, template: Template, facts: Facts) -> bool:
+        start = self._start
+        began, before = time.monotonic(), dict(start.timings)
+        spec = replace(start.spec, thaw_from=template.folder)
+        try:
+            with template.held():
+                start.boot(spec, phase="resume", timeout_s=min(start.timeout_s, _RESUME_S))
+            start.introduce(was=facts.macs)
+        except VmfestError as error:
+            start.check()  # others have broken it off: that is no fault of the template
+            start.destroy()
+            start.timings = {**before, "failed_start": time.monotonic() - began}
+            reason = f"{template.name} cannot be resumed: {error.message}"
+            if isinstance(error, _OF_THE_TEMPLATE):
+                self._templates.cannot_resume(place, template, reason)
+            else:
+                self._templates.tell(reason)
+            return False
+        return True
+
+    def _make_in_turn(self, place: Place) -> tuple[Template, Facts] | None:
+        """The template; None if there is none, and none can be made."""
+        start, templates = self._start, self._templates
+        start.enter("turn")
+        began = time.monotonic()
+        patience_s = _TURN_FACTOR * start.timeout_s
+        with place.turn(patience_s, start.check) as is_ours:
+            if (waited_s := time.monotonic() - began) >= _TOLD_S:
+                start.timings["shared"] = waited_s
+            # Others may have made it meanwhile, or have found that it cannot be made.
+            if found := place.template():
+                return found
+            if not is_ours:
+                templates.tell(f"others have been making the template {place.kind} for {patience_s:g} s")
+                return None
+            if templates.place_of(start.spec) is None or not templates.fits(start.spec):
+                return None
+            made = self._make(place)
+        with suppress(VmfestError, OSError):  # another time, then
+            tidy(templates.home)
+        return made
+
+    def _make(self, place: Place) -> tuple[Template, Facts] | None:
+        """Freeze the start's own machine, which is gone then."""
+        start = self._start
+        began, outer = time.monotonic(), start.timings
+        start.timings = {}
+        template = place.begin()
+        try:
+            with template.held():
+                start.boot(replace(start.spec, freeze_to=template.folder))
+                start.enter("template")
+                settle(start.node, Deadline(_SETTLE_S), start.check)
+                with held_back():
+                    start.driver.freeze(start.spec.name, Deadline(_FREEZE_S))
+                    start.is_frozen()
+                return template, template.complete(start.spec, start.driver, time.monotonic() - began)
+        except VmfestError as error:
+            if not self._is_of_freezing(error):
+                raise
+            start.check()
+            start.destroy()
+            passing = error.infrastructure or isinstance(error, StoreError)
+            reason = f"{start.spec.image.name} cannot be frozen: {error.message}"
+            self._templates.cannot_make(place, reason, ever=not passing)
+            return None
+        finally:
+            start.timings = {**outer, "template": time.monotonic() - began}
+            if template.facts() is None:
+                template.remove()
+
+    def _is_of_freezing(self, error: VmfestError) -> bool:
+        """Whether the machine may well boot where it is not to be frozen."""
+        of_the_hypervisor = isinstance(error, (DriverError, StoreError)) or error.infrastructure
+        return self._start.stage == "template" or of_the_hypervisor
