@@ -84,9 +84,9 @@ def test_a_machine_is_fresh(server):
 def test_a_resumed_machine_boots_anew(server):
     """A reboot, and power off and on, work as with any other machine."""
     with server.launch(image="tiny") as node:
-        node.write_text("/root/mine", "kept")
+        node.write_text("/root/mine", "kept\n")
         node.reboot()
-        assert node.read_text("/root/mine") == "kept"
+        assert node.read_text("/root/mine") == "kept\n"
         node.instance.stop()
         node.instance.start()
         assert node.check_output("cat /root/mine; hostname") == "kept\nvm"

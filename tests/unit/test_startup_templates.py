@@ -57,7 +57,7 @@ class FreezingDriver(FakeDriver):
             machine.files = files.copy()
             machine.go_on()
 
-    def _freeze(self, name, deadline):
+    def freeze(self, name, deadline):
         self.on_freeze(name)
         with self._machine(name) as machine:
             (machine.spec.freeze_to / "memory").write_bytes(b"frozen")
