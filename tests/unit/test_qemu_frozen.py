@@ -7,6 +7,7 @@ import pytest
 
 from pytest_vmfest.drivers.qemu import frozen
 from pytest_vmfest.drivers.qemu.command import Memory
+from pytest_vmfest.drivers.qemu.record import Record
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
 
 SPEC = MachineSpec("m", ImageModel("tiny", Path("/store/disk"), "qcow2"), HARDWARE["micro"])
@@ -27,5 +28,5 @@ def test_the_memory_is_in_the_folder_at_first(spec, memory):
     One that was to be frozen and was not, such as one that did not come up and was kept, would else write to
     what another one has frozen there meanwhile.
     """
-    assert frozen.memory_of(spec, at_first=True) == memory
-    assert frozen.memory_of(spec, at_first=False) is None
+    assert frozen.memory_of(Record(spec)) == memory
+    assert frozen.memory_of(Record(spec, was_on=True)) is None
