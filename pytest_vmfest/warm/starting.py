@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_vmfest.errors import (
     CommandError,
     DriverError,
+    MachineGoneError,
     RemoteError,
     StoreError,
     ThawError,
@@ -152,7 +153,7 @@ class WarmStart:
                 raise
             start.check()
             start.destroy()
-            passing = error.infrastructure or isinstance(error, StoreError)
+            passing = start.stage != "template" or isinstance(error, (StoreError, MachineGoneError))
             reason = f"{start.spec.image.name} cannot be frozen: {error.message}"
             self._templates.cannot_make(place, reason, ever=not passing)
             return None

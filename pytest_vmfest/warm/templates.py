@@ -78,7 +78,7 @@ class Template:
 
     @property
     def name(self) -> str:
-        """Its image, a digest of what it depends on, and a number of its own: ``tiny-1f2e3d4c5b6a-7a8b9c``."""
+        """Its image, a digest of what it depends on, a number of its own: ``tiny-1f2e3d4c5b6a-7a8b9c``."""
         return self.folder.name
 
     def facts(self) -> Facts | None:

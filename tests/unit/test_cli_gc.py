@@ -16,7 +16,7 @@ from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.ledger import Kind, Ledger, Owner
 from pytest_vmfest.processes import Process
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
-from pytest_vmfest.warm.templates import MAX_AGE_S, template_at, templates_in
+from pytest_vmfest.warm.templates import MAX_AGE_S, Template, templates_in
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def template(tmp_path, monkeypatch):
     spec = MachineSpec("m", ImageModel("tiny", tmp_path / "disk", "qcow2"), HARDWARE["micro"])
 
     def make(name, used_s=0.0, whole=True, machine=None):
-        made = template_at(tmp_path, name)
+        made = Template(tmp_path / "templates" / name)
         made.folder.mkdir(parents=True)
         (made.folder / "memory").write_bytes(bytes(4096))
         if whole:
@@ -135,6 +135,6 @@ def test_templates_as_json(template):
 def test_a_template_that_is_being_made(template, tmp_path):
     """It is not whole yet, and left to who is at it."""
     making = template("tiny-1", whole=False)
-    with making.turn(60, lambda: None):
+    with making.held():
         assert vmfest_gc().stdout == ""
     assert [one.name for one in templates_in(tmp_path)] == ["tiny-1"]

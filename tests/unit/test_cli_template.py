@@ -12,7 +12,7 @@ from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.qemu import QemuDriver
 from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
-from pytest_vmfest.warm.templates import template_at, templates_in
+from pytest_vmfest.warm.templates import Template, templates_in
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def make(home, spec):
     """Makes templates with a file of 8 KiB, used so many seconds ago."""
 
     def make(name, used_s=0.0, whole=True):
-        template = template_at(home, name)
+        template = Template(home / "templates" / name)
         template.folder.mkdir(parents=True)
         (template.folder / "memory").write_bytes(os.urandom(8192))
         if whole:
@@ -157,7 +157,7 @@ def test_one_in_use_is_refused(make, use, home, monkeypatch, driver):
 def test_one_that_is_being_made_is_refused(make, home):
     """Whoever is at it goes on."""
     template = make("tiny-1", whole=False)
-    with template.turn(60, lambda: None):
+    with template.held():
         result = vmfest("remove", "tiny-1")
     assert result.exit_code == 1
     assert "tiny-1 is just being made" in result.stderr

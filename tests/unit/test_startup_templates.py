@@ -10,7 +10,7 @@ import pytest
 from pytest_vmfest import FakeDriver, GroupStartError, Server, StartError
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.fake import FakeFault
-from pytest_vmfest.errors import DriverError, NotSupportedError
+from pytest_vmfest.errors import DriverError, NotSupportedError, ThawError
 from pytest_vmfest.remote import Completed
 from pytest_vmfest.request import VmRequest
 from pytest_vmfest.startup import Startup
@@ -23,7 +23,7 @@ PATIENCE_S = 20
 class FreezingDriver(FakeDriver):
     """Freezes machines: their files and memory are kept by the folder that they were made for."""
 
-    outlives_us = True
+    freezes = True
 
     def __init__(self, settings):
         super().__init__(settings)
@@ -42,7 +42,7 @@ class FreezingDriver(FakeDriver):
         super()._create(spec)
         self.created.append(spec)
         if spec.freeze_to:
-            spec.freeze_to.mkdir(parents=True)
+            assert spec.freeze_to.is_dir()
             (spec.freeze_to / "memory").write_bytes(b"begun")
 
     def start(self, name, deadline):
@@ -195,26 +195,50 @@ def test_a_freeze_that_fails(server, driver, told, by):
     assert "no freezing today" in text
 
 
-def test_a_resume_that_fails(server, driver, told):
-    """The machine boots instead, which is told once; the template is discarded, and made anew by the next."""
+def test_a_template_that_cannot_be_resumed(server, driver, told):
+    """The machine boots instead; the template is made anew once, and when that does not help no more."""
 
     def fail(name):
-        raise DriverError("no resuming today")
+        raise ThawError("no resuming today")
 
     server.launch(image="tiny").destroy()
-    [template] = templates_in(server.home)
     driver.on_thaw = fail
-    for _ in range(2):
+    for way in (["resume", "boot"], ["make", "resume", "boot"], ["boot"]):
+        driver.created.clear()
         with server.launch("db", image="tiny") as node:
             assert "boot" in node.timings
-            assert "failed_start" in node.timings, "the time that it took"
+            assert ("failed_start" in node.timings) == ("resume" in way), "the time that it took"
             assert node.check_output("hostname") == "db"
-        assert templates_in(server.home) == []
-    assert texts(told) == [f"machines boot: {template.name} cannot be resumed: no resuming today"]
+        assert ways(driver) == way
+        assert whole(server).count(True) == 0
+    assert [text.partition(" cannot be resumed")[2] for text in texts(told)] == [": no resuming today"] * 2
+
+
+def test_a_resume_that_fails_by_other_trouble(server, driver, told):
+    """The machine boots; the template is not to blame, and stays."""
+
+    def fail(name):
+        raise DriverError("the port is taken")
+
+    server.launch(image="tiny").destroy()
+    driver.on_thaw = fail
+    with server.launch(image="tiny") as node:
+        assert "boot" in node.timings
     driver.on_thaw = lambda name: None
     with server.launch(image="tiny") as node:
-        assert next(iter(node.timings)) == "template"
-    assert ways(driver)[2:] == ["resume", "boot", "make", "resume", "boot", "make", "resume"]
+        assert next(iter(node.timings)) == "clone"
+        assert "resume" in node.timings
+    assert len(told) == 1
+
+
+def test_a_resumed_guest_that_cannot_be_mended(server, driver, told):
+    """It boots instead, as if it had never been resumed."""
+    server.launch(image="tiny").destroy()
+    driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", Completed(1, b"", b"no such NIC"))
+    with server.launch("db", image="tiny") as node:
+        assert "boot" in node.timings
+        assert node.check_output("hostname") == "db"
+    assert len(told) == 1
 
 
 def test_a_freeze_that_fails_in_a_group(server, driver, told):
@@ -229,17 +253,30 @@ def test_a_freeze_that_fails_in_a_group(server, driver, told):
     assert len(told) == 1
 
 
-@pytest.mark.parametrize("fault", [FakeFault.CREATE_FAILS, FakeFault.START_FAILS, FakeFault.PANICS])
-def test_a_boot_that_fails_while_a_template_is_made(server, driver, told, fault):
+def test_a_boot_that_fails_while_a_template_is_made(server, driver, told):
     """It is the node's own failure, as without templates; nothing is left, and the next one tries again."""
-    driver.inject(fault, times=1)
+    driver.inject(FakeFault.PANICS, times=1)
     with pytest.raises(StartError, match="node 'db' did not start") as caught:
         server.launch("db", image="tiny")
-    assert caught.value.stage == ("created" if fault is FakeFault.CREATE_FAILS else "running")
+    assert caught.value.stage == "running"
     assert templates_in(server.home) == []
     assert told == []
     server.launch(image="tiny").destroy()
     assert len(templates_in(server.home)) == 1
+
+
+@pytest.mark.parametrize("fault", [FakeFault.CREATE_FAILS, FakeFault.START_FAILS])
+def test_a_hypervisor_that_refuses_while_a_template_is_made(server, driver, told, fault):
+    """It may be the template that it refuses: the machine boots, and so do others of this process."""
+    driver.inject(fault, times=1)
+    for _ in range(2):
+        with server.launch("db", image="tiny") as node:
+            assert "boot" in node.timings
+    assert templates_in(server.home) == []
+    [text] = texts(told)
+    assert text.startswith("machines boot: tiny cannot be frozen: ")
+    with Server("fake", home=server.home) as another, another.launch(image="tiny") as node:
+        assert next(iter(node.timings)) == "template"
 
 
 def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
@@ -255,7 +292,7 @@ def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
 def test_a_boot_that_fails_is_tried_again_for_the_template(server, driver):
     """The second machine makes it."""
     server.boot_retries = 1
-    driver.inject(FakeFault.START_FAILS, times=1)
+    driver.inject(FakeFault.PANICS, times=1)
     with server.launch(image="tiny") as node:
         assert list(node.timings)[:2] == ["failed_start", "template"]
     assert ways(driver) == ["make", "make", "resume"]
@@ -373,7 +410,7 @@ def test_a_group_that_is_given_up_while_others_make_the_template(server, driver,
     key = driver.freezing_key
     server.launch("b", image="tiny").destroy()
     [spec, _] = driver.created
-    template = Templates(driver, told.append).of(replace(spec, name="a-0-mine"))
+    place = Templates(driver, told.append).place_of(replace(spec, name="a-0-mine"))
 
     def asked(spec):
         if spec.name.startswith("a-0"):
@@ -382,7 +419,7 @@ def test_a_group_that_is_given_up_while_others_make_the_template(server, driver,
 
     driver.freezing_key = asked
     deadline = Deadline(PATIENCE_S)
-    with template.turn(PATIENCE_S, lambda: None):
+    with place.turn(PATIENCE_S, lambda: None):
         given_up.start()
     assert not deadline.expired
     assert all(spec.name.startswith("b") for spec in driver.created)

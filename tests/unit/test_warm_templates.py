@@ -3,21 +3,22 @@
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
-from pytest_vmfest.drivers import DRIVERS, FREEZING, base, driver_class
-from pytest_vmfest.errors import NotSupportedError, WaitTimeoutError
+from pytest_vmfest.drivers import DRIVERS, FREEZING, driver_class
+from pytest_vmfest.errors import NotSupportedError, ThawError
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec, PrivateNic
 from pytest_vmfest.warm import templates
-from pytest_vmfest.warm.templates import Templates, template_at, templates_in, tidy
+from pytest_vmfest.warm.templates import Place, Template, Templates, templates_in, tidy
 
 
 class Driver:
     """As much of a driver as templates need."""
 
     name = "qemu"
-    outlives_us = True
+    freezes = True
 
     def __init__(self, home):
         self.settings = type("Settings", (), {"home": home})
@@ -47,7 +48,7 @@ def make(tmp_path, driver, spec):
     """Makes templates with a file of so many bytes, used so many seconds ago."""
 
     def make(name, size=4096, used_s=0.0, whole=True):
-        template = template_at(tmp_path, name)
+        template = Template(tmp_path / "templates" / name)
         template.folder.mkdir(parents=True)
         (template.folder / "memory").write_bytes(os.urandom(size))
         if whole:
@@ -59,16 +60,29 @@ def make(tmp_path, driver, spec):
     return make
 
 
-def test_the_name_tells_image_and_what_it_depends_on(driver, spec, tmp_path):
-    """Another key, driver or image makes another template."""
+def test_the_place_tells_image_and_what_it_depends_on(driver, spec):
+    """Another key, driver or image makes another place."""
     told = []
     found = Templates(driver, told.append)
-    first = found.of(spec)
-    assert first.name.startswith("tiny-")
-    assert first.folder.parent == tmp_path / "templates"
-    assert found.of(spec).name == first.name
+    kinds = {found.place_of(spec).kind}
+    assert next(iter(kinds)).startswith("tiny-")
+    assert found.place_of(replace(spec, name="other")).kind in kinds
+    kinds.add(found.place_of(replace(spec, image=replace(spec.image, name="other"))).kind)
     driver.key = "other"
-    assert found.of(spec).name != first.name
+    kinds.add(found.place_of(spec).kind)
+    driver.name = "another"
+    kinds.add(found.place_of(spec).kind)
+    assert len(kinds) == 4
+    assert told == []
+
+
+def test_machines_that_have_none(driver, spec):
+    """Permanent ones, and those of drivers that freeze nothing, just boot."""
+    told = []
+    found = Templates(driver, told.append)
+    assert found.place_of(replace(spec, permanent=True)) is None
+    driver.freezes = False
+    assert found.place_of(spec) is None
     assert told == []
 
 
@@ -77,8 +91,56 @@ def test_why_machines_have_none_is_told_once(driver, spec):
     told = []
     driver.key = None
     found = Templates(driver, told.append)
-    assert [found.of(spec), found.of(spec)] == [None, None]
+    assert [found.place_of(spec), found.place_of(spec)] == [None, None]
     assert [step.text for step in told] == ["machines boot: it cannot"]
+
+
+@pytest.mark.parametrize("ever", [False, True])
+def test_what_cannot_be_made_is_not_tried_again(driver, spec, ever):
+    """Not by this process, and not by others either unless the trouble may pass; by command, it is."""
+    told = []
+    found, other = (Templates(driver, told.append) for _ in range(2))
+    found.cannot_make(found.place_of(spec), "it never rests", ever=ever)
+    assert found.place_of(spec) is None
+    assert (other.place_of(spec) is None) is ever
+    assert [step.text.partition(" (")[0] for step in told] == ["machines boot: it never rests"] * (1 + ever)
+    templates.forget_failures(driver.settings.home)
+    assert Templates(driver, told.append).place_of(spec) is not None
+
+
+def test_a_failure_is_forgotten_in_time(driver, spec, monkeypatch):
+    """The host may have been mended since."""
+    found, other = (Templates(driver, lambda step: None) for _ in range(2))
+    found.cannot_make(found.place_of(spec), "it never rests", ever=True)
+    monkeypatch.setattr(templates, "FAILED_S", -1)
+    assert other.place_of(spec) is not None
+
+
+def test_one_that_cannot_be_resumed_is_made_anew_once(driver, spec, make):
+    """When the new one cannot be resumed either, machines boot."""
+    told = []
+    found = Templates(driver, told.append)
+    place = found.place_of(spec)
+    for number in range(2):
+        template = make(f"{place.kind}-{number}")
+        assert place.template()[0].name == template.name
+        found.cannot_resume(place, template, f"number {number} is damaged")
+        assert place.template() is None
+    assert found.place_of(spec) is None
+    assert [step.text for step in told] == [f"machines boot: number {n} is damaged" for n in range(2)]
+    assert len(templates_in(driver.settings.home)) == 2, "machines may stand on them"
+
+
+def test_the_newest_that_is_whole_counts(tmp_path, make):
+    """Others of its kind may be left, or being made; those of other kinds are none of its business."""
+    place = Place(tmp_path, "tiny-1")
+    assert place.template() is None
+    make("tiny-1-old", used_s=100)
+    new = make("tiny-1-new", used_s=10)
+    make("tiny-1-broken", whole=False)
+    make("tiny-12")
+    template, facts = place.template()
+    assert (template.name, facts.image) == (new.name, "tiny")
 
 
 def test_what_is_known_of_it(make):
@@ -106,39 +168,58 @@ def test_what_is_not_whole_is_not_trusted(make, damage):
 
 def test_one_makes_it_while_others_wait(tmp_path):
     """Who waits is asked again and again whether to go on waiting, and then has it."""
-    one, other = (template_at(tmp_path, "tiny-1") for _ in range(2))
+    one, other = (Place(tmp_path, "tiny-1") for _ in range(2))
     asked, order = threading.Event(), []
 
     def wait():
-        with other.turn(60, asked.set):
-            order.append("other")
+        with other.turn(60, asked.set) as is_ours:
+            order.append(is_ours)
 
-    with one.turn(60, lambda: None):
+    with one.turn(60, lambda: None) as is_ours:
         waiting = threading.Thread(target=wait)
         waiting.start()
         assert asked.wait(10)
-        order.append("one")
+        order.append(("one", is_ours))
     waiting.join(10)
-    assert order == ["one", "other"]
+    assert order == [("one", True), True]
 
 
 def test_patience_has_an_end(tmp_path):
-    """Then the error names the template."""
-    one, other = (template_at(tmp_path, "tiny-1") for _ in range(2))
-    with one.turn(60, lambda: None):
-        with pytest.raises(WaitTimeoutError, match="tiny-1"):
-            with other.turn(0, lambda: None):
-                pass
+    """Then it is not one's turn."""
+    one, other = (Place(tmp_path, "tiny-1") for _ in range(2))
+    with one.turn(60, lambda: None), other.turn(0, lambda: None) as is_ours:
+        assert not is_ours
+    with other.turn(0, lambda: None) as is_ours:
+        assert is_ours
 
 
-def test_old_ones_and_broken_ones_are_removed(make, tmp_path):
+def test_one_that_is_held_is_not_removed(make):
+    """Several may hold it; who comes too late is told."""
+    template = make("tiny-1")
+    with template.held(), template.held():
+        assert not template.remove()
+    assert template.remove()
+    with pytest.raises(ThawError, match="tiny-1"), template.held():
+        pass
+
+
+def test_one_that_machines_stand_on_is_not_removed(make, monkeypatch):
+    """Nor is it given up for that."""
+    template = make("tiny-1")
+    monkeypatch.setattr(templates, "users_in", lambda home: {"tiny-1": ["db-0"]})
+    assert not template.remove()
+    assert template.facts() is not None
+
+
+def test_old_ones_and_broken_ones_are_removed(make, tmp_path, monkeypatch):
     """What nobody has used for long goes, also what is not whole; what is in use stays."""
+    monkeypatch.setattr(templates, "users_in", lambda home: {"old-but-used": ["db-0"]})
     old_s = templates.MAX_AGE_S + 60
     make("fresh")
     make("old", used_s=old_s)
     make("old-but-used", used_s=old_s)
     make("broken", whole=False)
-    assert sorted(tidy(tmp_path, {"old-but-used"})) == ["broken", "old"]
+    assert sorted(tidy(tmp_path)) == ["broken", "old"]
     assert [one.name for one in templates_in(tmp_path)] == ["fresh", "old-but-used"]
 
 
@@ -147,18 +228,17 @@ def test_those_used_last_are_kept_when_there_are_too_many(make, tmp_path, monkey
     monkeypatch.setattr(templates, "MAX_BYTES", 250_000)
     for age_s, name in enumerate(("newest", "second", "third", "oldest")):
         make(name, size=100_000, used_s=60.0 * age_s)
-    assert sorted(tidy(tmp_path, ())) == ["oldest", "third"]
+    assert sorted(tidy(tmp_path)) == ["oldest", "third"]
 
 
-def test_one_that_is_being_made_is_left_alone(make, tmp_path):
+def test_one_that_is_being_made_is_left_alone(tmp_path):
     """It is not whole yet, but somebody is at it."""
-    template = make("tiny-1", whole=False)
-    with template.turn(60, lambda: None):
-        assert tidy(tmp_path, ()) == []
-    assert tidy(tmp_path, ()) == ["tiny-1"]
+    template = Place(tmp_path, "tiny-1").begin()
+    with template.held():
+        assert tidy(tmp_path) == []
+    assert tidy(tmp_path) == [template.name]
 
 
 def test_the_drivers_that_freeze():
     """Machines that use a template are looked for with all of these."""
-    able = {name for name in DRIVERS if driver_class(name).freezing_key is not base.Driver.freezing_key}
-    assert set(FREEZING) == able
+    assert set(FREEZING) == {name for name in DRIVERS if driver_class(name).freezes}
