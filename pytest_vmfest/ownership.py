@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import guardian
-from pytest_vmfest.errors import StoreError, WaitTimeoutError
+from pytest_vmfest.errors import StoreError, VmfestError, WaitTimeoutError
 from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
 from pytest_vmfest.memory import limit_mib
 from pytest_vmfest.processes import Process
 from pytest_vmfest.progress import Step
 from pytest_vmfest.reaper import driver_of, reap, reap_dead
 from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.warm.templates import tidy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -196,6 +197,8 @@ class Ownership:
                 self._progress(Step("leftovers", f"{names} had been left by another run: removed"))
             if reaped.error:
                 self._progress(Step("leftovers", reaped.error))
+        with suppress(VmfestError, OSError):
+            tidy(self._driver.settings.home)
 
 
 def _memory_mib(ledger: Ledger) -> int:

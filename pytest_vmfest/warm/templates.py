@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -28,7 +29,6 @@ from pytest_vmfest.progress import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.progress import Progress
@@ -63,6 +63,10 @@ class Facts:
     cpus: int
     macs: tuple[str, ...]
     """The addresses that its private NICs have, as resumed guests see them at first."""
+    disk: str
+    """The image's disk, on which its own stands."""
+    disk_identity: str
+    """By what that is known again."""
     took_s: float
     """How long it took to make, from the first boot on."""
     size: dict[str, int]
@@ -136,6 +140,8 @@ class Template:
                 memory_mib=spec.hardware.memory_mib,
                 cpus=spec.hardware.cpus,
                 macs=tuple(nic.mac for nic in spec.nics),
+                disk=str(spec.image.disk.absolute()),
+                disk_identity=_identity(spec.image.disk),
                 took_s=took_s,
                 size={path.name: path.stat().st_size for path in files},
             )
@@ -256,8 +262,8 @@ class Templates:
             return None
         try:
             key = self._driver.freezing_key(spec)
-        except NotSupportedError as error:
-            self.tell(error.message)
+        except (NotSupportedError, OSError) as error:
+            self.tell(str(error).partition("\n")[0])
             return None
         digest = hashlib.sha256(f"{_FORMAT} {self._driver.name} {key}".encode()).hexdigest()[:12]
         place = Place(self.home, f"{spec.image.name}-{digest}")
@@ -314,13 +320,15 @@ def templates_in(home: Path) -> list[Template]:
 def tidy(home: Path) -> list[str]:
     """Remove templates that are not whole, too old, or too many, but none in use; the names of those removed.
 
-    See `MAX_AGE_S` and `MAX_BYTES`.
+    Also those whose image is gone, or was replaced. See `MAX_AGE_S` and `MAX_BYTES`.
     """
     removed, kept_bytes = [], 0
     for template in templates_in(home):
         size = template.bytes_on_disk
         old = time.time() - template.last_used > MAX_AGE_S
-        unwanted = template.facts() is None or old or kept_bytes + size > MAX_BYTES
+        facts = template.facts()
+        stands = facts is not None and _identity(Path(facts.disk)) == facts.disk_identity
+        unwanted = not stands or old or kept_bytes + size > MAX_BYTES
         if unwanted and template.remove():
             removed.append(template.name)
         else:
@@ -346,6 +354,15 @@ def users_in(home: Path) -> dict[str, list[str]]:
         finally:
             driver.close()
     return users
+
+
+def _identity(path: Path) -> str:
+    """Something else once the file is replaced; empty if there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return ""
+    return f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def _write_out(path: Path) -> None:

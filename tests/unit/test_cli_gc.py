@@ -37,6 +37,7 @@ def half_made(ledger: Ledger, name: str) -> None:
 def template(tmp_path, monkeypatch):
     """Makes templates that were used so many seconds ago; those that are not whole have no facts."""
     monkeypatch.setenv("VMFEST_HOME", str(tmp_path))
+    (tmp_path / "disk").write_bytes(b"disk")
     spec = MachineSpec("m", ImageModel("tiny", tmp_path / "disk", "qcow2"), HARDWARE["micro"])
 
     def make(name, used_s=0.0, whole=True, machine=None):

@@ -40,6 +40,7 @@ def driver(tmp_path):
 def spec(tmp_path):
     """A machine with a private NIC."""
     nic = PrivateNic("net", "52:54:00:00:00:01", "10.0.0.1")
+    (tmp_path / "disk").write_bytes(b"disk")
     return MachineSpec("m", ImageModel("tiny", tmp_path / "disk", "qcow2"), HARDWARE["micro"], nics=(nic,))
 
 
@@ -221,6 +222,17 @@ def test_old_ones_and_broken_ones_are_removed(make, tmp_path, monkeypatch):
     make("broken", whole=False)
     assert sorted(tidy(tmp_path)) == ["broken", "old"]
     assert [one.name for one in templates_in(tmp_path)] == ["fresh", "old-but-used"]
+
+
+@pytest.mark.parametrize("what", ["gone", "replaced"])
+def test_those_of_an_image_that_is_no_more_are_removed(make, spec, tmp_path, what):
+    """Their disks stood on it."""
+    make("tiny-1")
+    assert tidy(tmp_path) == []
+    spec.image.disk.unlink()
+    if what == "replaced":
+        spec.image.disk.write_bytes(b"another disk")
+    assert tidy(tmp_path) == ["tiny-1"]
 
 
 def test_those_used_last_are_kept_when_there_are_too_many(make, tmp_path, monkeypatch):
