@@ -15,6 +15,7 @@ from pytest_vmfest.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
     from pytest_vmfest.waiting import Deadline
 
@@ -73,3 +74,8 @@ def find_snapshot(name: str, known: Mapping[str, T], machine: str) -> T:
             hint=f"it has: {', '.join(known)}" if known else "it has none",
         )
     return known[name]
+
+
+def no_space_left(place: Path) -> str:
+    """Why a machine whose disk cannot grow was halted; see `Driver.standstill`."""
+    return f"there is no space left for its disk in {place}: free some space, then resume it"

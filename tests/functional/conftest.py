@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import scan
 
@@ -50,6 +52,44 @@ def own_home(vm_server, tmp_path_factory, monkeypatch):
 def scanned(own_home):
     """A look at the test's own store."""
     return scan.Scan(own_home)
+
+
+@pytest.fixture
+def mounted(tmp_path_factory):
+    """Mounts something for the test's time; skips the test where that is not allowed."""
+    places = []
+
+    def mount(*arguments: str, at: Path) -> None:
+        done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        if at not in places:
+            places.append(at)
+
+    yield mount
+    for place in places:
+        # What still works there, as a test has failed, is to go first.
+        for process in scan.processes(place):
+            with suppress(psutil.Error):
+                process.kill()
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(request, own_home, mounted):
+    """Puts the store on a file system with little room beside the image; the parameter says how many MiB."""
+    room_mib = getattr(request, "param", 30)
+    kept = own_home.with_name(f"{own_home.name}-kept")
+    own_home.rename(kept)
+    own_home.mkdir()
+    used_mib = sum(path.stat().st_blocks for path in kept.rglob("*")) * 512 >> 20
+    try:
+        mounted("-t", "tmpfs", "-o", f"size={used_mib + room_mib}m,mode=0700", "none", at=own_home)
+        subprocess.run(["cp", "-a", "--sparse=always", f"{kept}/.", str(own_home)], check=True)
+        yield own_home
+    finally:
+        for path in own_home.glob("filler"):
+            path.unlink()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from pytest_vmfest.waiting import Deadline, wait_for
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
+    from pathlib import Path
 
 # Two boots at once under emulation, on a machine that has more to do.
 BEGUN_S = 500
@@ -27,3 +29,10 @@ def _alive(run: subprocess.Popen[str]) -> Callable[[], None]:
             pytest.fail(f"pytest ended with {run.returncode}:\n{run.communicate()[0]}")
 
     return check
+
+
+def fill(home: Path) -> None:
+    """Take all room that is left in a store's file system."""
+    with (home / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))

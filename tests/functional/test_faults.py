@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import scan
-from runs import BEGUN_S, until
+from runs import BEGUN_S, fill, until
 
 from pytest_vmfest import MachineState, Server, VmfestError, WaitTimeoutError
 from pytest_vmfest.errors import ConnectionLostError
@@ -57,27 +57,6 @@ def node(own_home, scanned):
         with server.launch(image="tiny") as node:
             yield node
     scanned.nothing_is_left()
-
-
-@pytest.fixture
-def mounted(tmp_path_factory):
-    """Mounts something for the test's time; skips the test where that is not allowed."""
-    places = []
-
-    def mount(*arguments: str, at: Path) -> None:
-        done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
-        if at not in places:
-            places.append(at)
-
-    yield mount
-    for place in places:
-        # What still works there, as a test has failed, is to go first.
-        for process in scan.processes(place):
-            with suppress(psutil.Error):
-                process.kill()
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 # --- signals -------------------------------------------------------------------------------------------
@@ -147,29 +126,6 @@ def test_interrupts_without_end(pytester, scanned, begin, next_run):
 
 
 # --- the store's file system ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(own_home, mounted):
-    """Puts the store on a file system with little room beside the image."""
-    kept = own_home.with_name(f"{own_home.name}-kept")
-    own_home.rename(kept)
-    own_home.mkdir()
-    used_mib = sum(path.stat().st_blocks for path in kept.rglob("*")) * 512 >> 20
-    try:
-        mounted("-t", "tmpfs", "-o", f"size={used_mib + 30}m,mode=0700", "none", at=own_home)
-        subprocess.run(["cp", "-a", "--sparse=always", f"{kept}/.", str(own_home)], check=True)
-        yield own_home
-    finally:
-        for path in own_home.glob("filler"):
-            path.unlink()
-
-
-def fill(home: Path) -> None:
-    """Take all room that is left in a store's file system."""
-    with (home / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
 
 
 def test_a_full_disk_before_the_run(pytester, small_disk, scanned, next_run):

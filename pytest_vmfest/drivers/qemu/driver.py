@@ -17,7 +17,13 @@ from pytest_vmfest.drivers.qemu.process import running_in
 from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.drivers.qemu.runner import Launch, Runner
 from pytest_vmfest.drivers.qemu.snapshots import Mode, Snapshot
-from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, still_on, wrong_state
+from pytest_vmfest.drivers.refusals import (
+    check_snapshot_name,
+    find_snapshot,
+    no_space_left,
+    still_on,
+    wrong_state,
+)
 from pytest_vmfest.errors import (
     DestroyError,
     DriverError,
@@ -220,8 +226,7 @@ class QemuDriver(Driver):
         with self._runner.monitor(self._store.load(name)) as monitor:
             if monitor.execute("query-status")["status"] != "io-error":
                 return ""
-        place = self._store.folder(name)
-        return f"there is no space left for its disk in {place}: free some space, then resume it"
+        return no_space_left(self._store.folder(name))
 
     def machines(self) -> list[MachineInfo]:
         """All machines in the store, oldest first. One that is half-created shows without an image."""

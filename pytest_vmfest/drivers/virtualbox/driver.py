@@ -19,7 +19,12 @@ from pytest_vmfest.drivers.base import (
     PropertyKind,
 )
 from pytest_vmfest.drivers.disk_images import find_image_program
-from pytest_vmfest.drivers.refusals import check_snapshot_name, find_snapshot, wrong_state
+from pytest_vmfest.drivers.refusals import (
+    check_snapshot_name,
+    find_snapshot,
+    no_space_left,
+    wrong_state,
+)
 from pytest_vmfest.drivers.virtualbox import (
     address,
     console,
@@ -62,6 +67,8 @@ _QUICK_S = 30.0
 _POWER_DOWN_TIMEOUT_S = 60.0
 _DELETE_TIMEOUT_S = 120.0
 _SSH_PORT = 22
+# With less than this, the file system of a machine that was halted is full.
+_FULL_BYTES = 1 << 20
 
 
 class VirtualBoxDriver(Driver):
@@ -242,6 +249,11 @@ class VirtualBoxDriver(Driver):
     def state(self, name: str) -> MachineState:
         """The state now."""
         return self._look(name)[2]
+
+    def standstill(self, name: str) -> str:
+        """VirtualBox halts a machine whose disk cannot grow; its log may not be able to grow, either."""
+        folder = self._opened().machines.folder(name)
+        return no_space_left(folder) if shutil.disk_usage(folder).free < _FULL_BYTES else ""
 
     def machines(self) -> list[MachineInfo]:
         """All machines of this store, oldest first. One that is half-created shows without an image."""

@@ -1,11 +1,11 @@
-"""VirtualBox's service dies under a run: that ends and says why, nothing is left, and the next run works."""
+"""Faults that VirtualBox has in its own way: what happened is told, nothing is left, the next run works."""
 
 import os
 import signal
 
 import psutil
 import pytest
-from runs import until
+from runs import fill, until
 
 from pytest_vmfest.waiting import Deadline, wait_for
 
@@ -77,3 +77,27 @@ def test_the_service_is_killed(begin, pytester, own_home):
     (pytester.path / "test_the_service_is_killed.py").unlink()
     pytester.makepyfile(test_next=NEXT)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("small_disk", [400], indirect=True)
+def test_a_disk_that_fills_up_under_a_machine(pytester, small_disk, scanned, begin):
+    """VirtualBox halts the machine, which is told at once; it is removed although nothing can be written."""
+    pytester.makepyfile(
+        """
+        import pathlib, time
+
+        def test_it(vm_instance):
+            pathlib.Path("started").touch()
+            while not pathlib.Path("full").exists():
+                time.sleep(0.1)
+            vm_instance.run("dd if=/dev/urandom of=/root/big bs=1M count=100; sync")
+        """
+    )
+    run = begin()
+    until((pytester.path / "started").exists, run, "the test to begin")
+    fill(small_disk)
+    (pytester.path / "full").touch()
+    told, _ = run.communicate(timeout=ENDED_S)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, told
+    assert f"stands still: there is no space left for its disk in {small_disk}" in told
+    scanned.nothing_is_left()
