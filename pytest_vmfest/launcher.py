@@ -14,6 +14,7 @@ from pytest_vmfest.startup import GivenUpError, Startup
 from pytest_vmfest.tries import Tries
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from pytest_vmfest.drivers.base import Driver
@@ -32,7 +33,8 @@ class Launcher:
     ``boot_timeout_s`` is each machine's budget from its creation to its first command; a machine that does
     not come up is replaced by a fresh one up to ``boot_retries`` times, of which ``news`` is told. With
     ``keep_failed`` a machine that failed to start is left as it is. With ``templates`` machines resume from
-    one, which the first makes; else they boot. ``progress`` is told each node's stages.
+    one, which the first makes; else they boot. With ``cancelled`` a single node waits for no memory, and is
+    given up (`GivenUpError`) when that is set. ``progress`` is told each node's stages.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Launcher:
         boot_retries: int = 0,
         keep_failed: bool = False,
         templates: Templates | None = None,
+        cancelled: threading.Event | None = None,
         progress: Progress = silent,
         news: Progress = silent,
     ) -> None:
@@ -52,6 +55,7 @@ class Launcher:
         self._keep_failed = keep_failed
         self._boot_retries = boot_retries
         self._templates = templates
+        self._cancelled = cancelled
         self._progress = progress
         self._news = news
 
@@ -66,7 +70,7 @@ class Launcher:
         if owner is None:
             return self._launch(plans)
         sizes = {plan.spec.name: plan.spec.hardware.memory_mib for plan in plans}
-        owner.make_room(sizes, _ROOM_PATIENCE_S)
+        owner.make_room(sizes, 0.0 if self._cancelled else _ROOM_PATIENCE_S)
         try:
             return self._launch(plans)
         except BaseException:
@@ -97,6 +101,7 @@ class Launcher:
             timeout_s=self._boot_timeout_s,
             keep=self._keep_failed,
             templates=self._templates,
+            cancelled=self._cancelled,
             progress=self._progress,
             before=before,
             last=last,

@@ -113,6 +113,12 @@ class Link:
             if watchman.ident is not None:
                 watchman.join()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection that stands, as far as is known without asking the guest."""
+        remote = self._remote
+        return remote is not None and remote.alive
+
     def drop(self) -> None:
         """Close the connection; the next use makes a new one."""
         with self._lock:

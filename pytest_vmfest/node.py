@@ -368,6 +368,11 @@ class Node:
         """Call ``look``, as `Link.watch`, while commands and transfers run; it may break them off."""
         self._link.watch = look
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that stands, as far as is known without asking the guest."""
+        return self._link.is_up
+
     def disconnect(self) -> None:
         """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""
         self._link.drop()

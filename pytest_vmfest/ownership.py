@@ -99,6 +99,12 @@ class Ownership:
         what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
         return f"{what} of memory; {used} MiB of {limit} MiB are in use by machines"
 
+    def has_room(self, memory_mib: int) -> bool:
+        """Whether a machine with so much memory would have to wait for nobody, as things are now."""
+        with self._lock:
+            used = sum(_memory_mib(ledger) for ledger in Ledger.all(self._driver.settings.home))
+        return used + memory_mib <= limit_mib()
+
     def give_back(self, names: Iterable[str]) -> None:
         """Reserve no memory any more for those of the machines that were not even begun."""
         with self._lock:

@@ -26,6 +26,7 @@ from pytest_vmfest.warm.templates import Templates
 
 if TYPE_CHECKING:
     import os
+    import threading
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
@@ -329,13 +330,21 @@ class Server:
         keep_failed: bool = False,
         machine: str | None = None,
         progress: Progress = silent,
+        cancelled: threading.Event | None = None,
     ) -> Node:
         """`launch` for a validated request.
 
-        ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages.
+        ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages. With
+        ``cancelled`` it waits for no memory (`WaitTimeoutError`), and is given up when that is set.
         """
         plan = plan_node(request, model, name, tags or {}, machine)
-        return self._launcher(keep_failed, progress).launch([plan])[0]
+        return self._launcher(keep_failed, progress, cancelled).launch([plan])[0]
+
+    def has_room_for(self, request: VmRequest, model: ImageModel) -> bool:
+        """Whether there is memory for a machine, as things are now, without making anybody wait."""
+        owner = self.driver.owner
+        spec = plan_machine(request, model, "vm", {})
+        return not isinstance(owner, Ownership) or owner.has_room(spec.hardware.memory_mib)
 
     def launch_group_request(
         self,
@@ -364,13 +373,16 @@ class Server:
             ),
         )
 
-    def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
+    def _launcher(
+        self, keep_failed: bool, progress: Progress, cancelled: threading.Event | None = None
+    ) -> Launcher:
         return Launcher(
             self.driver,
             boot_timeout_s=self.boot_timeout_s,
             boot_retries=self.boot_retries,
             keep_failed=keep_failed,
             templates=self._templates,
+            cancelled=cancelled,
             progress=progress,
             news=self._progress,
         )

@@ -104,6 +104,7 @@ class Startup:
         timeout_s: float,
         keep: bool,
         templates: Templates | None = None,
+        cancelled: threading.Event | None = None,
         progress: Progress = silent,
         before: Sequence[FailedBoot] = (),
         last: bool = True,
@@ -111,8 +112,9 @@ class Startup:
         """``timeout_s`` is the budget from creation to first command; ``keep`` spares a failed machine.
 
         With ``templates`` it resumes from one, which is made of this very machine if there is none yet; else
-        it boots. ``progress`` is told each stage. ``before`` are earlier tries of the same start; unless this
-        is the ``last``, a machine that did not come up is not kept: another one follows.
+        it boots. ``cancelled`` may be set by others, to give it up. ``progress`` is told each stage.
+        ``before`` are earlier tries of the same start; unless this is the ``last``, a machine that did not
+        come up is not kept: another one follows.
         """
         self.failed_boot: FailedBoot | None = None
         """Set when the start may be tried again; nothing is left of its machine then."""
@@ -127,7 +129,7 @@ class Startup:
         self._last = last
         self.stage = "created"
         self._created = False
-        self._cancelled = threading.Event()
+        self._cancelled = cancelled or threading.Event()
         self._login_began: float | None = None
         self.timings: dict[str, float] = {}
         self._instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)

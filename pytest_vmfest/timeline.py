@@ -33,6 +33,7 @@ _LEGEND = {
     "init_script": "its init script runs",
     "snapshot": "a snapshot is taken, to go back to",
     "reset": "it goes back to that",
+    "spare": "taking one that was ready",
     "shared": "waiting for a machine or template that others make",
 }
 _STEPS_S = tuple(float(f"{digit}e{power}") for power in range(-3, 6) for digit in (1, 2, 5))
