@@ -44,7 +44,7 @@ def test_none_without_being_asked(pytester, run_fake):
 
 
 def test_each_worker_has_its_own(pytester, run_fake):
-    """xdist's workers keep spares like single runs."""
+    """Workers of xdist keep spares like single runs."""
     pytester.makepyfile(SUITE)
     run_fake("--vm-spares", "2", "-n", "2", "--dist", "loadfile").assert_outcomes(passed=3)
 
