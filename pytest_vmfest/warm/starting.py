@@ -164,5 +164,4 @@ class WarmStart:
 
     def _is_of_freezing(self, error: VmfestError) -> bool:
         """Whether the machine may well boot where it is not to be frozen."""
-        of_the_hypervisor = isinstance(error, (DriverError, StoreError)) or error.infrastructure
-        return self._start.stage == "template" or of_the_hypervisor
+        return self._start.stage == "template" or isinstance(error, (DriverError, StoreError))
