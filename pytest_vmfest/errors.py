@@ -212,7 +212,7 @@ class WaitTimeoutError(VmfestError):
 class StartError(VmfestError):
     """A machine did not become a connected node.
 
-    ``stage`` is one of created, running, kernel, login, network, init_script;
+    ``stage`` is one of turn, created, running, kernel, login, template, network, init_script;
     ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console, and
     ``console`` all of it; ``node`` and ``machine`` are the names; ``kept`` has the name of the machine if it
     was left as it is.

@@ -14,13 +14,13 @@ from pytest_vmfest.startup import GivenUpError, Startup
 from pytest_vmfest.tries import Tries
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from pytest_vmfest.drivers.base import Driver
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.startup import FailedBoot, Plan
+    from pytest_vmfest.waiting import Cancellation
     from pytest_vmfest.warm.templates import Templates
 
 # Others give memory back when their tests are through, which may take long.
@@ -45,7 +45,7 @@ class Launcher:
         boot_retries: int = 0,
         keep_failed: bool = False,
         templates: Templates | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: Cancellation | None = None,
         progress: Progress = silent,
         news: Progress = silent,
     ) -> None:

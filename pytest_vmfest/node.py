@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # In there a guest has its machine's name, until it boots anew: the folder is in memory.
 _NAME_FILE = "/run/vmfest/instance"
 _NAME_MARK = "vmfest machine "
+_VERIFY_S = 20.0
+# More than a command's way through a busy guest takes.
+_WRONG_S = 0.5
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -325,7 +328,11 @@ class Node:
             deadline = Deadline(self._connect_timeout_s)
             with self._using(deadline):
                 pass  # connecting may take seconds, by which the guest's clock would be late
-            self._as_root(f"date -u -s @{round(time.time())} >/dev/null", deadline)
+            late_s = self.instance.driver.lateness_s(self.instance.name)
+            now = mending.clock_of(self._as_root(mending.wake_script(late_s), deadline))
+            # It may have been wrong when the snapshot was taken.
+            if now is not None and abs(wrong_s := time.time() - now) > _WRONG_S:
+                self._as_root(mending.mend_command(wrong_s), deadline)
 
     def console(self) -> str:
         """All that the guest wrote to its first serial port."""
@@ -393,7 +400,8 @@ class Node:
 
     def _verify(self, remote: Remote, deadline: Deadline) -> None:
         """Refuse a guest that is another machine's; one that has booted anew knows no name."""
-        told = remote.execute(f"cat {_NAME_FILE}", input=None, deadline=deadline).stdout.decode()
+        soon = deadline.at_most(_VERIFY_S)
+        told = remote.execute(f"cat {_NAME_FILE}", input=None, deadline=soon).stdout.decode(errors="replace")
         found = re.search(rf"^{_NAME_MARK}(\S+)$", told, re.MULTILINE)
         if found and found[1] != self.instance.name:
             raise HostKeyError(

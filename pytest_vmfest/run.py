@@ -184,6 +184,8 @@ class Run:
             else:
                 server.own(tags, parent=self.controller)
             server.on_made = self.handmade.add
+            if self.spares:
+                server.when_full = self.spares.give_back
             self._servers[key] = server
         return self._servers[key]
 
@@ -231,7 +233,7 @@ class Run:
         def launch(server: Server, **how: Any) -> NodeGroup:
             key = f"{request.driver} {model.disk} {replace(request, image=None, nodes=None)}"
             node = (spares and spares.take(key)) or server.launch_request(request, model, **how)
-            if spares:
+            if spares and server.are_interchangeable(request, model):
                 from pytest_vmfest.warm.spares import Kind
 
                 spares.want(

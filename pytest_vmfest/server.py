@@ -26,7 +26,6 @@ from pytest_vmfest.warm.templates import Templates
 
 if TYPE_CHECKING:
     import os
-    import threading
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.processes import Process
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import HardwareModel, NetworkMode
+    from pytest_vmfest.waiting import Cancellation
 
 BOOT_TIMEOUT_S = 300.0
 
@@ -106,6 +106,8 @@ class Server:
         self._opened = False
         self.on_made: Callable[[Node | Instance], None] = lambda made: None
         """Told what `instance`, `launch` and `launch_group` have made."""
+        self.when_full: Callable[[], bool] = lambda: False
+        """Called when there is no memory for a machine: removes what can be spared; whether it did."""
         self._ownership: Callable[[Driver], Ownership] | None = None
 
     @classmethod
@@ -203,7 +205,8 @@ class Server:
     def _driver(self) -> Driver:
         driver = load_driver(self._name, self._settings)
         if self._ownership is not None:
-            driver.owner = self._ownership(driver)
+            owner = driver.owner = self._ownership(driver)
+            owner.when_full = lambda: self.when_full()
         return driver
 
     def describe(self) -> str:
@@ -330,7 +333,7 @@ class Server:
         keep_failed: bool = False,
         machine: str | None = None,
         progress: Progress = silent,
-        cancelled: threading.Event | None = None,
+        cancelled: Cancellation | None = None,
     ) -> Node:
         """`launch` for a validated request.
 
@@ -339,6 +342,14 @@ class Server:
         """
         plan = plan_node(request, model, name, tags or {}, machine)
         return self._launcher(keep_failed, progress, cancelled).launch([plan])[0]
+
+    @staticmethod
+    def are_interchangeable(request: VmRequest, model: ImageModel) -> bool:
+        """Whether there can be several machines of a request at the same time."""
+        spec = plan_machine(request, model, "vm", {})
+        hardware = spec.hardware
+        fixed_ports = any(rule.host_port for rule in hardware.nat_rules)
+        return not (spec.permanent or hardware.mac or fixed_ports or hardware.controllers)
 
     def has_room_for(self, request: VmRequest, model: ImageModel) -> bool:
         """Whether there is memory for a machine, as things are now, without making anybody wait."""
@@ -374,7 +385,7 @@ class Server:
         )
 
     def _launcher(
-        self, keep_failed: bool, progress: Progress, cancelled: threading.Event | None = None
+        self, keep_failed: bool, progress: Progress, cancelled: Cancellation | None = None
     ) -> Launcher:
         return Launcher(
             self.driver,
@@ -384,5 +395,5 @@ class Server:
             templates=self._templates,
             cancelled=cancelled,
             progress=progress,
-            news=self._progress,
+            news=silent if cancelled else self._progress,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pytest_vmfest.instance import Instance, last_lines
 from pytest_vmfest.node import Node
 from pytest_vmfest.progress import Step, silent
 from pytest_vmfest.signals import held_back
-from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.waiting import Cancellation, Deadline
 from pytest_vmfest.warm.starting import WarmStart
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Startup:
         timeout_s: float,
         keep: bool,
         templates: Templates | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: Cancellation | None = None,
         progress: Progress = silent,
         before: Sequence[FailedBoot] = (),
         last: bool = True,
@@ -129,11 +128,13 @@ class Startup:
         self._last = last
         self.stage = "created"
         self._created = False
-        self._cancelled = cancelled or threading.Event()
+        self._frozen = False
+        self._cancelled = cancelled or Cancellation()
         self._login_began: float | None = None
         self.timings: dict[str, float] = {}
         self._instance = Instance(driver, plan.spec.name, lambda: plan.spec.image)
         self.node = Node(self._instance, plan.introduction, role=plan.role, connect_timeout_s=timeout_s)
+        self._cancelled.when_set(self.disconnect)
 
     @property
     def machine(self) -> str:
@@ -141,7 +142,7 @@ class Startup:
         return self.spec.name
 
     def cancel(self) -> None:
-        """Give the start up; `run` then raises `GivenUpError`, at the latest after `disconnect`."""
+        """Give the start up; `run` then raises `GivenUpError`."""
         self._cancelled.set()
 
     def disconnect(self) -> None:
@@ -176,6 +177,8 @@ class Startup:
             self.boot(self.spec)
             self.introduce()
         if (script := self._plan.init_script) is not None:
+            if "resume" in self.timings:
+                self._deadline = Deadline(self.timeout_s)  # that of a resume is short
             with self._phase("init_script", "init_script"):
                 self.node.run_script(script, self._deadline)
 
@@ -199,8 +202,12 @@ class Startup:
             self.node.introduce(self._deadline, was=was)
 
     def is_frozen(self) -> None:
-        """The machine is gone; there will be another one of its name."""
-        self._created = False
+        """The machine is gone; there will be another one of its name, for which memory is kept."""
+        self._created, self._frozen = False, True
+
+    def is_cancelled(self, error: BaseException) -> bool:
+        """Whether the error only says that the start was given up."""
+        return isinstance(error, GivenUpError)
 
     def check(self) -> None:
         """Raise `GivenUpError` if it was cancelled."""
@@ -212,7 +219,9 @@ class Startup:
         # What could not be created is not ours: a machine of that name may be somebody else's.
         if self._created:
             self.node.destroy()
-            self._created = False
+        elif self._frozen:
+            self.driver.destroy(self.spec.name)  # there is none: that gives its memory back
+        self._created = self._frozen = False
 
     def enter(self, stage: str) -> None:
         """Something else is done from now on."""

@@ -314,9 +314,12 @@ class Driver(ABC):
         """
         raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
 
-    def lateness_s(self, name: str) -> float:
-        """For how many seconds the guest stood still before it last went on: its clock is late by that."""
-        return 0.0
+    def lateness_s(self, name: str) -> float | None:
+        """For how many seconds the guest stood still before it last went on: its clock is late by that.
+
+        None if that is not known.
+        """
+        return None
 
     # --- reaching the guest ------------------------------------------------------------------------
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import struct
 import time
 from pathlib import Path
 
 MENDER = "/var/lib/vmfest/mend"
 """Where guests have the program ``mend.S``."""
+_CLOCK = struct.Struct("<qq")
 
 
 def program() -> bytes:
@@ -21,19 +23,34 @@ def mend_command(seconds: float = 0.0, text: str = "") -> str:
     return f"{MENDER} {whole} {micro} '{text}'"
 
 
-def script(late_s: float) -> str:
-    """A POSIX shell script, to be run as root once after a guest was resumed that is ``late_s`` seconds late.
+def wake_script(late_s: float | None) -> str:
+    """A POSIX shell script, to be run as root in a guest that goes on with memory from some time ago.
 
-    Where the program does not run, the clock is right to a second or so, and the kernel's random numbers
-    differ after its next reseeding.
+    It is ``late_s`` seconds late, and writes what its clock is then, for `clock_of`. Where that is not known,
+    or the program does not run, the clock is right to a second or so, nothing is written, and the kernel's
+    random numbers differ from others' after their next reseeding.
     """
-    text, machine_id = secrets.token_hex(32), secrets.token_hex(16)
+    date = f"date -u -s @{round(time.time())} > /dev/null"
+    if late_s is None:
+        return date
+    text = secrets.token_hex(32)
+    return f"if ! {mend_command(late_s, text)} 2> /dev/null; then\n  {date}\n  echo {text} > /dev/urandom\nfi"
+
+
+def clock_of(told: bytes) -> float | None:
+    """What the program told of the guest's clock, in seconds since the epoch; None if it told nothing."""
+    if len(told) < _CLOCK.size:
+        return None
+    seconds, nanoseconds = _CLOCK.unpack_from(told)
+    return float(seconds + nanoseconds / 1e9)
+
+
+def script(late_s: float | None) -> str:
+    """A POSIX shell script, to be run as root once in a guest that was resumed from a template."""
+    machine_id = secrets.token_hex(16)
     return "\n".join(
         [
-            f"if ! {mend_command(late_s, text)} > /dev/null 2>&1; then",
-            f"  date -u -s @{round(time.time())} > /dev/null",
-            f"  echo {text} > /dev/urandom",
-            "fi",
+            wake_script(late_s),
             "if [ -s /etc/machine-id ] && read -r old < /etc/machine-id; then",
             # Those who read it at their start go on with the old one, as after a change by hand.
             f"  echo {machine_id} > /etc/machine-id",

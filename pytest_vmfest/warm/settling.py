@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -53,7 +52,7 @@ def settle(node: Node, deadline: Deadline, check: Callable[[], None]) -> None:
     """
     node.run_script(_REST, deadline)
     check()
-    with suppress(CommandError):  # a system that cannot be written to does without: see `mending.script`
+    with suppress(CommandError):  # a system that cannot be written to does without: see `mending.wake_script`
         _bring_mender(node, deadline)
     for _ in range(_LOGINS):
         check()
@@ -75,14 +74,14 @@ def _bring_mender(node: Node, deadline: Deadline) -> None:
 def _set_clock(node: Node, deadline: Deadline) -> None:
     """Set the guest's clock by this host's: right to half the time of the quickest of some readings."""
     readings = []
-    try:
-        for _ in range(_CLOCK_READINGS):
-            began = time.time()
-            told = node.run_script(mending.mend_command(), deadline)
-            ended = time.time()
-            seconds, nanoseconds = struct.unpack("<qq", told)
-            late_s = (began + ended) / 2 - (seconds + nanoseconds / 1e9)
-            readings.append((ended - began, late_s))
-    except (CommandError, struct.error):
-        return  # no Linux on x86-64: see `mending.script`
+    for _ in range(_CLOCK_READINGS):
+        began = time.time()
+        try:
+            told = mending.clock_of(node.run_script(mending.mend_command(), deadline))
+        except CommandError:
+            told = None
+        ended = time.time()
+        if told is None:
+            return  # no Linux on x86-64: see `mending.wake_script`
+        readings.append((ended - began, (began + ended) / 2 - told))
     node.run_script(mending.mend_command(min(readings)[1]), deadline)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_vmfest.errors import (
     CommandError,
+    CommandTimeoutError,
     DriverError,
-    MachineGoneError,
+    DriverUnavailableError,
+    MachineExistsError,
+    NotSupportedError,
     RemoteError,
     StoreError,
     ThawError,
@@ -38,8 +41,12 @@ _SETTLE_S = 150.0
 _FREEZE_S = 60.0
 # A wait that is shorter is no phase of a start.
 _TOLD_S = 0.1
-# The template's fault, or that of resuming: the machine may well boot.
-_OF_THE_TEMPLATE = (ThawError, WaitTimeoutError, RemoteError, CommandError)
+# A template that was just removed is looked up, or made, anew.
+_LOOKS = 3
+# What a guest can do wrong that was resumed.
+_OF_THE_GUEST = (WaitTimeoutError, CommandTimeoutError, RemoteError, CommandError)
+# Trouble that need not be there another time.
+_PASSING = (StoreError, RemoteError, WaitTimeoutError, CommandTimeoutError)
 
 
 class Start(Protocol):
@@ -70,6 +77,9 @@ class Start(Protocol):
     def is_frozen(self) -> None:
         """The machine is gone; there will be another one of its name."""
 
+    def is_cancelled(self, error: BaseException) -> bool:
+        """Whether the error only says that the start was given up."""
+
 
 class WarmStart:
     """Resumes a machine from its template, or leaves nothing of it, so that it can be booted."""
@@ -86,29 +96,36 @@ class WarmStart:
         fare no better.
         """
         place = self._templates.place_of(self._start.spec)
-        if place is None:
-            return False
-        found = place.template() or self._make_in_turn(place)
-        return found is not None and self._resume(place, *found)
+        for _ in range(_LOOKS if place else 0):
+            assert place is not None
+            found = place.template() or self._make_in_turn(place)
+            if found is None:
+                return False
+            template, facts = found
+            with template.held() as is_ours:
+                if is_ours:
+                    return self._resume(place, template, facts)
+            # Somebody has just removed it.
+        return False
 
     def _resume(self, place: Place, template: Template, facts: Facts) -> bool:
-        start = self._start
+        start, templates = self._start, self._templates
         began, before = time.monotonic(), dict(start.timings)
         spec = replace(start.spec, thaw_from=template.folder)
         try:
-            with template.held():
-                start.boot(spec, phase="resume", timeout_s=min(start.timeout_s, _RESUME_S))
+            start.boot(spec, phase="resume", timeout_s=min(start.timeout_s, _RESUME_S))
             start.introduce(was=facts.macs)
         except VmfestError as error:
             start.check()  # others have broken it off: that is no fault of the template
             start.destroy()
             start.timings = {**before, "failed_start": time.monotonic() - began}
-            reason = f"{template.name} cannot be resumed: {error.message}"
-            if isinstance(error, _OF_THE_TEMPLATE):
-                self._templates.cannot_resume(place, template, reason)
-            else:
-                self._templates.tell(reason)
+            is_damaged = isinstance(error, ThawError)
+            if is_damaged or isinstance(error, _OF_THE_GUEST):
+                template.give_up()
+            reason = f"{start.spec.image.name} cannot be resumed: {error.message}"
+            templates.cannot_resume(place, reason, ever=is_damaged)
             return False
+        templates.resumed(place)
         return True
 
     def _make_in_turn(self, place: Place) -> tuple[Template, Facts] | None:
@@ -135,12 +152,11 @@ class WarmStart:
 
     def _make(self, place: Place) -> tuple[Template, Facts] | None:
         """Freeze the start's own machine, which is gone then."""
-        start = self._start
+        start, templates = self._start, self._templates
         began, outer = time.monotonic(), start.timings
         start.timings = {}
-        template = place.begin()
         try:
-            with template.held():
+            with place.begun() as template:
                 start.boot(replace(start.spec, freeze_to=template.folder))
                 start.enter("template")
                 settle(start.node, Deadline(_SETTLE_S), start.check)
@@ -153,15 +169,20 @@ class WarmStart:
                 raise
             start.check()
             start.destroy()
-            passing = start.stage != "template" or isinstance(error, (StoreError, MachineGoneError))
+            passing = start.stage != "template" or isinstance(error, _PASSING)
             reason = f"{start.spec.image.name} cannot be frozen: {error.message}"
-            self._templates.cannot_make(place, reason, ever=not passing)
+            templates.cannot_make(place, reason, ever=not passing)
             return None
+        except BaseException as error:
+            # A test's own time limit, for one. The next machine is not to run into it again.
+            if not start.is_cancelled(error):
+                templates.do_without(place)
+            raise
         finally:
             start.timings = {**outer, "template": time.monotonic() - began}
-            if template.facts() is None:
-                template.remove()
 
     def _is_of_freezing(self, error: VmfestError) -> bool:
         """Whether the machine may well boot where it is not to be frozen."""
+        if isinstance(error, (NotSupportedError, DriverUnavailableError, MachineExistsError)):
+            return False
         return self._start.stage == "template" or isinstance(error, (DriverError, StoreError))

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from pytest_vmfest.drivers import FREEZING, load_driver
 from pytest_vmfest.drivers.base import DriverSettings
-from pytest_vmfest.errors import NotSupportedError, ThawError
+from pytest_vmfest.errors import NotSupportedError
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.progress import Step
 
@@ -114,19 +114,12 @@ class Template:
         return total
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nobody removes it meanwhile; `ThawError` if that has happened already."""
-        try:
-            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ThawError(f"the template {self.name} is not there any more: {error.strerror}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    def held(self) -> Iterator[bool]:
+        """Nobody removes it meanwhile; False if that has happened already, or happens just now."""
+        with self._locked(fcntl.LOCK_SH) as is_ours:
             with suppress(OSError):
                 os.utime(self.folder / _FACTS)
-            yield
-        finally:
-            os.close(handle)
+            yield is_ours
 
     def complete(self, spec: MachineSpec, driver: Driver, took_s: float) -> Facts:
         """Note that it is whole now, and will be if the host's power fails; `StoreError`."""
@@ -158,21 +151,33 @@ class Template:
 
     def remove(self) -> bool:
         """Remove it, unless it is held, or machines have gone on from it; whether it is gone."""
-        try:
-            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            return not self.folder.exists()
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with self._locked(fcntl.LOCK_EX) as is_ours:
             # Asked only now: who was about to go on from it has done so, and others cannot begin.
-            if self.name not in users_in(self.folder.parents[1]):
+            if is_ours and self.name not in users_in(self.folder.parents[1]):
                 self.give_up()
                 shutil.rmtree(self.folder, ignore_errors=True)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(handle)
         return not self.folder.exists()
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[bool]:
+        """Have the lock in its folder at once, or not at all."""
+        path = self.folder / _LOCK
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            yield False
+            return
+        try:
+            try:
+                fcntl.flock(handle, how | fcntl.LOCK_NB)
+                # It may have been removed between the two.
+                is_ours = path.exists() and path.samefile(f"/proc/self/fd/{handle}")
+            except OSError:
+                is_ours = False
+            yield is_ours
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child may still have it open
+            os.close(handle)
 
 
 class Place:
@@ -211,17 +216,29 @@ class Place:
                 if time.monotonic() > give_up:
                     yield False
                     return
+            except OSError:
+                with writing_to(self._lock_file):
+                    raise
         try:
             yield True
         finally:
             self._lock.release()
 
-    def begin(self) -> Template:
-        """A new folder, for a template that is to be made; `StoreError`."""
-        template = Template(self._folder / f"{self.kind}-{secrets.token_hex(3)}")
-        with writing_to(template.folder):
-            make_private(template.folder)
-        return template
+    @contextmanager
+    def begun(self) -> Iterator[Template]:
+        """A new folder for a template that is to be made, which is held; `StoreError`."""
+        while True:
+            template = Template(self._folder / f"{self.kind}-{secrets.token_hex(3)}")
+            with writing_to(template.folder):
+                make_private(template.folder)
+            try:
+                with template.held() as is_ours:
+                    if is_ours:  # nobody took it for one that was left
+                        yield template
+                        return
+            finally:
+                if template.facts() is None:
+                    template.remove()
 
     def note_failure(self, reason: str) -> None:
         """Remember, also for other processes, why there is no template."""
@@ -291,16 +308,27 @@ class Templates:
             place.note_failure(reason)
         self.tell(reason)
 
-    def cannot_resume(self, place: Place, template: Template, reason: str) -> None:
-        """The template is given up, and so are templates of its kind when that has happened before."""
-        template.give_up()
+    def cannot_resume(self, place: Place, reason: str, *, ever: bool) -> None:
+        """A resume has failed; when that happens again before one succeeds, machines of that kind boot.
+
+        ``ever``: it will be the same for other processes, too.
+        """
         with self._lock:
             self._failures[place.kind] = self._failures.get(place.kind, 0) + 1
             again = self._failures[place.kind] >= _RESUME_FAILURES
         if again:
-            self.cannot_make(place, reason, ever=True)
+            self.cannot_make(place, reason, ever=ever)
         else:
             self.tell(reason)
+
+    def resumed(self, place: Place) -> None:
+        """A resume has succeeded."""
+        with self._lock:
+            self._failures.pop(place.kind, None)
+
+    def do_without(self, place: Place) -> None:
+        """Machines of that kind boot in this process, which need not be told."""
+        self._hopeless.add(place.kind)
 
     def tell(self, reason: str) -> None:
         """Tell, unless it was told before, why machines boot instead of resuming."""
@@ -320,8 +348,10 @@ def templates_in(home: Path) -> list[Template]:
 def tidy(home: Path) -> list[str]:
     """Remove templates that are not whole, too old, or too many, but none in use; the names of those removed.
 
-    Also those whose image is gone, or was replaced. See `MAX_AGE_S` and `MAX_BYTES`.
+    Also those whose image is gone, or was replaced. See `MAX_AGE_S` and `MAX_BYTES`. Old failures are
+    forgotten.
     """
+    forget_failures(home, older_than_s=FAILED_S)
     removed, kept_bytes = [], 0
     for template in templates_in(home):
         size = template.bytes_on_disk
@@ -336,10 +366,12 @@ def tidy(home: Path) -> list[str]:
     return removed
 
 
-def forget_failures(home: Path) -> None:
+def forget_failures(home: Path, *, older_than_s: float = -1) -> None:
     """Have all tried again that could not be frozen."""
     for path in (home / "templates").glob(f"*{_FAILED}"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
 
 
 def users_in(home: Path) -> dict[str, list[str]]:

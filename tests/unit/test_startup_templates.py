@@ -85,7 +85,7 @@ def driver(tmp_path):
     driver = FreezingDriver(DriverSettings(tmp_path))
     driver.respond(r"(?s).*/proc/stat.*", "")
     driver.respond(r"chmod 755 /var/lib/vmfest/mend", "")
-    driver.respond(r"(?s)command -v ip .*|ip link", "")
+    driver.respond(r"(?s)hostname > /dev/null\nsed .*", "")
     driver.respond(r"/var/lib/vmfest/mend .*", Completed(0, struct.pack("<qq", 10**9, 0), b""))
     driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", "")
     return driver
@@ -96,9 +96,12 @@ def server(tmp_path, driver, told, monkeypatch):
     """A server on it; whatever a test does, no machine may be left."""
     monkeypatch.setattr("pytest_vmfest.server.load_driver", lambda name, settings: driver)
     with Server("fake", home=tmp_path, boot_timeout_s=30, progress=told.append) as server:
+        server.own({"test": "templates"})
         yield server
         driver.heal()
         assert [info.name for info in driver.machines()] == []
+        ledger = driver.owner._ledger
+        assert not (ledger and ledger.entries().machines), "all memory is given back"
 
 
 def ways(driver):
@@ -211,7 +214,7 @@ def test_a_template_that_cannot_be_resumed(server, driver, told):
             assert node.check_output("hostname") == "db"
         assert ways(driver) == way
         assert whole(server).count(True) == 0
-    assert [text.partition(" cannot be resumed")[2] for text in texts(told)] == [": no resuming today"] * 2
+    assert texts(told) == ["machines boot: tiny cannot be resumed: no resuming today"]
 
 
 def test_a_resume_that_fails_by_other_trouble(server, driver, told):

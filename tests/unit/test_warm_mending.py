@@ -85,6 +85,17 @@ def test_each_guest_is_told_something_else():
     assert not found[0] & found[1]
 
 
+def test_a_guest_whose_lateness_is_not_known():
+    """It is told the time."""
+    assert re.fullmatch(r"date -u -s @\d{10,} > /dev/null", mending.wake_script(None))
+
+
+def test_the_clock_that_was_told(mend):
+    """As the program writes it; other commands may have written before it ran in vain."""
+    assert mending.clock_of(mend("0", "0", "").stdout + b"more") == pytest.approx(time.time(), abs=5)
+    assert mending.clock_of(b"") is None
+
+
 def test_the_script_is_one_for_every_shell():
     """It is POSIX shell text."""
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Nodes that are ready before somebody asks for them, on the fake driver."""
 
 import threading
+import time
 
 import pytest
 
@@ -9,7 +10,7 @@ from pytest_vmfest.request import VmRequest
 from pytest_vmfest.startup import GivenUpError
 from pytest_vmfest.waiting import Deadline, wait_for
 from pytest_vmfest.warm import spares as spares_module
-from pytest_vmfest.warm.spares import Kind, Spares
+from pytest_vmfest.warm.spares import Kind, Spares, _Spare
 
 PATIENCE_S = 20
 
@@ -97,7 +98,7 @@ def test_one_that_is_not_well_is_not_given(server, spares, trouble):
     await_count(server, 2)
     node = await_ready(spares)
     with spares._changed:
-        spares._ready.insert(0, ("a", node))
+        spares._ready.insert(0, _Spare("a", node, time.monotonic()))
     name = node.instance.name
     if trouble == "aborted":
         server.driver.abort(name)
@@ -127,30 +128,55 @@ def test_no_room(server, spares, monkeypatch):
     await_count(server, 2)
 
 
-def test_a_kind_that_cannot_be_made(server, spares, told):
-    """It is tried once, and told; other kinds are made."""
-    tried = []
+@pytest.mark.parametrize("error", [StartError("no luck", stage="running", elapsed_s=1), OSError("no luck")])
+def test_a_kind_that_cannot_be_made(server, spares, told, error):
+    """It is tried once, and told by who asks next; other kinds are made."""
+    tried = threading.Semaphore(0)
 
     def fail(over):
-        tried.append(over)
-        raise StartError("no luck", stage="running", elapsed_s=1)
+        tried.release()
+        raise error
 
     for _ in range(2):
         spares.want(Kind("bad", fail, lambda: True))
+        assert tried.acquire(timeout=PATIENCE_S) or told
         spares.want(kind(server))
         await_count(server, 2)
         await_ready(spares).destroy()
-    assert len(tried) <= 1
-    assert len(told) == len(tried)
+        tried.release()
+    assert [step.text for step in told] == ["none of this kind: no luck"]
+
+
+def test_room_that_somebody_needs(server, spares):
+    """Those that are ready are removed, and there are none until one is wanted again."""
+    assert not spares.give_back()
+    spares.want(kind(server))
+    await_count(server, 2)
+    assert wait_for(lambda: len(spares._ready) == 2, Deadline(PATIENCE_S), what="both to be ready")
+    assert spares.give_back()
+    assert server.machines() == []
+    assert not spares.give_back()
+    spares.want(kind(server))
+    await_count(server, 2)
+
+
+def test_idle_ones_are_removed(server, spares, monkeypatch):
+    """They give their memory back when nobody has taken them for long."""
+    monkeypatch.setattr(spares_module, "_ROOM_POLL_S", 0.01)
+    spares.want(kind(server))
+    await_count(server, 2)
+    monkeypatch.setattr(spares_module, "_IDLE_S", 0.0)
+    await_count(server, 0)
 
 
 def test_the_end(server, spares):
-    """One that is being made is given up, and those that are ready are removed."""
-    begun = threading.Event()
+    """One that is being made is told to give up, and those that are ready are removed."""
+    begun, told = threading.Event(), threading.Event()
 
     def slowly(over):
+        over.when_set(told.set)
         begun.set()
-        assert over.wait(PATIENCE_S)
+        assert told.wait(PATIENCE_S)
         raise GivenUpError
 
     spares.want(kind(server, "a"))
@@ -161,3 +187,39 @@ def test_the_end(server, spares):
     spares.close()
     assert count(server) == 1
     node.destroy()
+
+
+def test_a_launch_that_ends_after_the_end(server, spares, monkeypatch):
+    """Its node is removed by the thread that made it."""
+    monkeypatch.setattr(spares_module, "_GIVEN_UP_S", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def deaf(over):
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return server.launch_request(VmRequest(), server.image("a"))
+
+    spares.want(Kind("a", deaf, lambda: True))
+    assert begun.wait(PATIENCE_S)
+    spares.close()
+    go_on.set()
+    spares._thread.join(PATIENCE_S)
+    assert server.machines() == []
+
+
+def test_memory(server, tmp_path, spares, monkeypatch):
+    """Spares take only what is free; a machine that finds none takes theirs."""
+    monkeypatch.setattr("pytest_vmfest.ownership.limit_mib", lambda: 3 * 512)
+    server.own({"run": "1"})
+    server.when_full = spares.give_back
+    request, model = VmRequest(), server.image("a")
+
+    def launch(over):
+        return server.launch_request(request, model, cancelled=over)
+
+    with server.launch_request(request, model):
+        spares.want(Kind("a", launch, lambda: server.has_room_for(request, model)))
+        await_count(server, 3)
+        assert not server.has_room_for(request, model)
+        with server.launch_group_request(VmRequest(nodes=2), model):
+            assert count(server) == 3, "the group, and the machine from before"

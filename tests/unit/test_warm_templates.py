@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_vmfest.drivers import DRIVERS, FREEZING, driver_class
-from pytest_vmfest.errors import NotSupportedError, ThawError
+from pytest_vmfest.errors import NotSupportedError
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec, PrivateNic
 from pytest_vmfest.warm import templates
 from pytest_vmfest.warm.templates import Place, Template, Templates, templates_in, tidy
@@ -115,6 +115,8 @@ def test_a_failure_is_forgotten_in_time(driver, spec, monkeypatch):
     found.cannot_make(found.place_of(spec), "it never rests", ever=True)
     monkeypatch.setattr(templates, "FAILED_S", -1)
     assert other.place_of(spec) is not None
+    tidy(driver.settings.home)
+    assert not list((driver.settings.home / "templates").iterdir())
 
 
 def test_one_that_cannot_be_resumed_is_made_anew_once(driver, spec, make):
@@ -125,7 +127,8 @@ def test_one_that_cannot_be_resumed_is_made_anew_once(driver, spec, make):
     for number in range(2):
         template = make(f"{place.kind}-{number}")
         assert place.template()[0].name == template.name
-        found.cannot_resume(place, template, f"number {number} is damaged")
+        template.give_up()
+        found.cannot_resume(place, f"number {number} is damaged", ever=True)
         assert place.template() is None
     assert found.place_of(spec) is None
     assert [step.text for step in told] == [f"machines boot: number {n} is damaged" for n in range(2)]
@@ -197,11 +200,38 @@ def test_patience_has_an_end(tmp_path):
 def test_one_that_is_held_is_not_removed(make):
     """Several may hold it; who comes too late is told."""
     template = make("tiny-1")
-    with template.held(), template.held():
+    with template.held() as first, template.held() as second:
+        assert first
+        assert second
         assert not template.remove()
     assert template.remove()
-    with pytest.raises(ThawError, match="tiny-1"), template.held():
-        pass
+    with template.held() as is_ours:
+        assert not is_ours
+
+
+def test_one_that_is_just_removed_cannot_be_held(make, monkeypatch):
+    """Nobody waits for that, and nobody takes the folder for what it was."""
+    template = make("tiny-1")
+    held = []
+
+    def hold(home):
+        with Template(template.folder).held() as is_ours:
+            held.append(is_ours)
+        return {}
+
+    monkeypatch.setattr(templates, "users_in", hold)
+    assert template.remove()
+    assert held == [False]
+
+
+def test_failures_count_until_one_succeeds(driver, spec):
+    """What fails now and then is not given up."""
+    found = Templates(driver, lambda step: None)
+    place = found.place_of(spec)
+    for number in range(4):
+        found.cannot_resume(place, f"busy {number}", ever=False)
+        found.resumed(place)
+    assert found.place_of(spec) is not None
 
 
 def test_one_that_machines_stand_on_is_not_removed(make, monkeypatch):
@@ -245,10 +275,10 @@ def test_those_used_last_are_kept_when_there_are_too_many(make, tmp_path, monkey
 
 def test_one_that_is_being_made_is_left_alone(tmp_path):
     """It is not whole yet, but somebody is at it."""
-    template = Place(tmp_path, "tiny-1").begin()
-    with template.held():
+    with Place(tmp_path, "tiny-1").begun() as template:
         assert tidy(tmp_path) == []
-    assert tidy(tmp_path) == [template.name]
+        assert template.folder.is_dir()
+    assert templates_in(tmp_path) == [], "it was not finished"
 
 
 def test_the_drivers_that_freeze():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
@@ -262,8 +263,8 @@ class QemuDriver(Driver):
         self._disks().create_empty_overlay(disk, "qcow2", target / frozen.OVERLAY)
         self._store.remove(name)
 
-    def lateness_s(self, name: str) -> float:
-        """For how many seconds the guest stood still before it last went on: its clock is late by that."""
+    def lateness_s(self, name: str) -> float | None:
+        """For how many seconds the guest stood still before it last went on, frozen or in a snapshot."""
         return self._store.load(name).late_s
 
     # --- reaching the guest ------------------------------------------------------------------------
@@ -432,8 +433,10 @@ class QemuDriver(Driver):
                 if state is MachineState.RUNNING:
                     monitor.execute("cont")
                 raise
+            stopped = snapshots.taken(monitor, target.tag)
             if target.mode is Mode.RUNNING:
                 monitor.execute("cont")
+        self._store.save(replace(machine, late_s=time.time() - stopped))
 
 
 def _check_supported(spec: MachineSpec) -> None:
