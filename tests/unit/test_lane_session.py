@@ -93,11 +93,10 @@ def test_last_words_that_are_read_late(attend, monkeypatch):
     read = Session._read
 
     def slowly(session, stream, kind):
-        lines = []
-        for line in stream:
-            if b"finished" in line:
-                time.sleep(2)  # longer than the session waits for a word
-            lines.append(line)
+        with stream:
+            lines = stream.readlines()
+        if any(b"finished" in line for line in lines):
+            time.sleep(2)  # longer than the session waits for a word
         read(session, io.BytesIO(b"".join(lines)), kind)
 
     monkeypatch.setattr(Session, "_read", slowly)
