@@ -82,7 +82,7 @@ class Session:
                 for stream, kind in ((process.stdout, first_kind), (process.stderr, second_kind)):
                     readers.append(threading.Thread(target=self._read, args=(stream, kind), daemon=True))
                     readers[-1].start()
-            self._attend(tests, is_over)
+            self._attend(tests, readers[:2], is_over)
         finally:
             for process in (tests, pulse):
                 process.kill()
@@ -96,7 +96,9 @@ class Session:
             for line in stream:
                 self._told.put((kind, line.decode(errors="replace").rstrip("\n")))
 
-    def _attend(self, tests: subprocess.Popen[bytes], is_over: Callable[[], bool]) -> None:
+    def _attend(
+        self, tests: subprocess.Popen[bytes], readers: Sequence[threading.Thread], is_over: Callable[[], bool]
+    ) -> None:
         watch = Watch(time.monotonic(), silence_s=SILENCE_S, step_s=STEP_S)
         farewell: float | None = None
         while True:
@@ -114,6 +116,10 @@ class Session:
                 if tests.poll() is not None or now - farewell > _FAREWELL_S:
                     return
             elif tests.poll() is not None:
+                for reader in readers:  # its last words may still be on their way
+                    reader.join(_FAREWELL_S)
+                if not self._told.empty():
+                    continue
                 self._seen.trouble = Trouble.DIED if self._place.answers() else Trouble.GONE
                 return
             elif is_over():

@@ -1,5 +1,6 @@
 """How the VirtualBox lane attends to a pytest elsewhere: real processes, which tell what a guest would."""
 
+import io
 import json
 import shlex
 import subprocess
@@ -85,6 +86,22 @@ def test_a_run_to_its_end(attend):
     assert "FAILED b; the emulator's marks: triple fault" in said
     ((id_, attempt, logs),) = kept
     assert (id_, attempt.marks, logs) == ("b", ("triple fault",), {"m": "log"})
+
+
+def test_last_words_that_are_read_late(attend, monkeypatch):
+    """A pytest that has said how it ended has not died, however busy its reader is."""
+    read = Session._read
+
+    def slowly(session, stream, kind):
+        with stream:
+            lines = stream.readlines()
+        if any(b"finished" in line for line in lines):
+            time.sleep(2)  # longer than the session waits for a word
+        read(session, io.BytesIO(b"".join(lines)), kind)
+
+    monkeypatch.setattr(Session, "_read", slowly)
+    seen, _, _, _ = attend(PretendedHost([COLLECTED, event(event="finished", status=1)]))
+    assert (seen.trouble, seen.status) == (None, 1)
 
 
 @pytest.mark.parametrize(("lives", "trouble"), [(True, Trouble.DIED), (False, Trouble.GONE)])
