@@ -1,12 +1,15 @@
 """Faults that VirtualBox has in its own way: what happened is told, nothing is left, the next run works."""
 
 import os
+import re
 import signal
+import subprocess
 
 import psutil
 import pytest
 from runs import fill, until
 
+from pytest_vmfest.drivers.virtualbox.connection import find_installation
 from pytest_vmfest.waiting import Deadline, wait_for
 
 pytestmark = pytest.mark.virtualbox
@@ -36,11 +39,21 @@ def own_service(tmp_path, monkeypatch):
     """Lets runs have a service and a registry of their own: this process could not reach a second one."""
     home = tmp_path / "registry"
     home.mkdir()
+    settings = manage("getextradata", "global", "enumerate")
     monkeypatch.setenv("VBOX_USER_HOME", str(home))
     monkeypatch.setenv("VBOX_IPC_SOCKETID", tmp_path.name)
+    # Without the user's own, machines in an emulated machine would hardly boot.
+    for key, value in re.findall(r"^Key: (\S+), Value: (.*)$", settings, re.MULTILINE):
+        manage("setextradata", "global", key, value)
     yield
     for process in processes(home):
         process.kill()
+
+
+def manage(*arguments):
+    """What VirtualBox's own command line prints."""
+    program = find_installation().folder / "VBoxManage"
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def processes(home):

@@ -7,9 +7,11 @@ seconds and prints a line each time: from a process of its own, as a test may wa
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -37,8 +39,13 @@ def keep(root: Path, kept: Path) -> list[str]:
 def _link(log: Path, kept: Path) -> None:
     try:
         # An inode is one start: VirtualBox renames the old log and opens a new file.
-        inode = log.stat().st_ino
-        os.link(log, kept / f"{log.parent.parent.name}-{inode}.log")
+        target = kept / f"{log.parent.parent.name}-{log.stat().st_ino}.log"
+        try:
+            os.link(log, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copy2(log, target)  # anew each time, as it grows
     except (FileExistsError, FileNotFoundError):
         pass  # It is kept already, or its machine was just destroyed.
 

@@ -1,5 +1,6 @@
 """How the VirtualBox lane keeps logs, and finds the emulator's marks in them."""
 
+import errno
 import os
 import time
 
@@ -47,6 +48,24 @@ def kept(tmp_path):
 def test_marks(text, marks):
     """Marks are what only a processor does."""
     assert marks_in(text) == marks
+
+
+def test_a_log_on_another_file_system(tmp_path, machine_log, kept, monkeypatch):
+    """It cannot be linked: what it holds by then is kept, with the time of its last change."""
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    log = machine_log("m", "begins\n")
+    keep(tmp_path / "root", kept)
+    log.write_text("begins\nGuru Meditation\n")
+    os.utime(log, (1000, 1000))
+    keep(tmp_path / "root", kept)
+    [copy] = kept.iterdir()
+    assert copy.read_text() == "begins\nGuru Meditation\n"
+    assert changed_since(kept, 999) == [copy]
+    assert changed_since(kept, 1001) == []
 
 
 def test_a_log_outlives_its_machine(tmp_path, machine_log, kept):
