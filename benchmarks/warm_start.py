@@ -7,7 +7,6 @@ and none may find.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import socket
@@ -19,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
-from common import print_machine, print_table, spread
+from common import print_machine, print_table, spread, tell
 
 from pytest_vmfest import Node, Server
 from pytest_vmfest.drivers.qemu import record
@@ -98,18 +97,6 @@ def by_hand(template: Template, command: list[str]) -> float:
         finally:
             qemu.kill()
             qemu.wait()
-
-
-def tell(file, command: str, **arguments: object):
-    """One QMP command by hand."""
-    file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-    file.flush()
-    while True:
-        answer = json.loads(file.readline())
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        if "return" in answer:
-            return answer["return"]
 
 
 def command_of(server: Server, spec: MachineSpec) -> list[str]:
