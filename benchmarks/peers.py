@@ -151,9 +151,14 @@ class VirtmeNg:
         tree = kernel_tree(folder)
         kernel = next(tree.glob("boot/vmlinuz-*"))
         self._command = [program, "--run", str(kernel), "--busybox", str(tree / "usr/bin/busybox"),
-                         "--cpus", "1", "--memory", f"{MEMORY_MIB}M"]  # fmt: skip
+                         "--cpus", "1", "--memory", f"{MEMORY_MIB}M",
+                         # Where the host has no udev, results go to the console, which is hidden else.
+                         "--verbose", "--append", "quiet", "--append", "loglevel=0"]  # fmt: skip
         if not has_kvm:
             self._command.append("--disable-kvm")
+        if not shutil.which("virtiofsd", path=f"{path}:/usr/libexec"):
+            # It would wait for the one that QEMU 7 had, which it cannot use.
+            self._command.append("--force-9p")
         self._environment = {**os.environ, "PATH": f"{tree / 'tools'}:{path}", "TMPDIR": str(folder)}
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         self.name = f"{said.stdout.strip()}, {kernel.name.removeprefix('vmlinuz-')}"
