@@ -139,8 +139,10 @@ def main() -> None:
         print_machine(server.driver.describe(), f"{ROUNDS} rounds after {WARM_UPS} warm-ups, interleaved")
         server.launch(image=image).destroy()  # there is a template now
         plan = plan_node(VmRequest.parse({}, where="benchmark"), image, "vm", {})
-        template = Templates(server.driver, lambda step: None).of(plan.spec)
-        assert template is not None
+        place = Templates(server.driver, lambda step: None).place_of(plan.spec)
+        made = place and place.template()
+        assert made
+        template = made[0]
 
         def spec() -> MachineSpec:
             name = f"bench-{secrets.token_hex(4)}"
