@@ -7,7 +7,6 @@ and none may find.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import socket
@@ -19,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
-from common import print_machine, print_table, spread
+from common import print_machine, print_table, spread, tell
 
 from pytest_vmfest import Node, Server
 from pytest_vmfest.drivers.qemu import record
@@ -100,18 +99,6 @@ def by_hand(template: Template, command: list[str]) -> float:
             qemu.wait()
 
 
-def tell(file, command: str, **arguments: object):
-    """One QMP command by hand."""
-    file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-    file.flush()
-    while True:
-        answer = json.loads(file.readline())
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        if "return" in answer:
-            return answer["return"]
-
-
 def command_of(server: Server, spec: MachineSpec) -> list[str]:
     """QEMU's command line of a machine that has resumed, without what it inherits from us."""
     server.driver.create(spec)
@@ -152,8 +139,10 @@ def main() -> None:
         print_machine(server.driver.describe(), f"{ROUNDS} rounds after {WARM_UPS} warm-ups, interleaved")
         server.launch(image=image).destroy()  # there is a template now
         plan = plan_node(VmRequest.parse({}, where="benchmark"), image, "vm", {})
-        template = Templates(server.driver, lambda step: None).of(plan.spec)
-        assert template is not None
+        place = Templates(server.driver, lambda step: None).place_of(plan.spec)
+        made = place and place.template()
+        assert made
+        template = made[0]
 
         def spec() -> MachineSpec:
             name = f"bench-{secrets.token_hex(4)}"
