@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=examples("vmfest template list", "vmfest template remove tiny-1f2e3d4c5b6a"))
 def template() -> None:
-    """List and remove templates: machines frozen with their memory, from which others resume.
+    """List and remove templates: frozen machines, from which others resume.
 
     They make themselves: the first instance of an image and hardware boots, settles and is frozen. One is
     made anew when anything has changed that it depends on, and removed when nobody has used it for two weeks.
