@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @click.group(epilog=examples("vmfest template list", "vmfest template remove tiny-1f2e3d4c5b6a"))
 def template() -> None:
-    """List and remove templates: frozen machines, from which others resume.
+    """List and remove templates, which instances resume from.
 
-    They make themselves: the first instance of an image and hardware boots, settles and is frozen. One is
-    made anew when anything has changed that it depends on, and removed when nobody has used it for two weeks.
+    A template is a machine frozen with its memory. The first instance of an image and hardware makes it: it
+    boots, settles and is frozen. It is made anew when anything has changed that it depends on, and removed
+    when nobody has used it for two weeks.
     """
 
 
@@ -29,7 +30,7 @@ def template() -> None:
 @json_option
 @with_setup("home")
 def list_templates(setup: Setup, json_: bool) -> None:
-    """List the templates of this store, the last used first, with the machines that went on from each."""
+    """List this store's templates and who uses them, the last used first."""
     from pytest_vmfest.warm.templates import templates_in, users_in
 
     users = users_in(setup.home)
