@@ -196,6 +196,22 @@ class Startup:
             self._instance.start(deadline.remaining_s)
             self.node.connect(deadline, watch=self.check, on_stage=self.enter)
 
+    def move_in(self) -> bool:
+        """Let the driver make a resumed guest fit for its network, and connect to it anew if it had to."""
+        self.check()
+        self.enter("network")
+        began = time.monotonic()
+
+        def run(text: str, given: bytes) -> bytes:
+            return self.node.run_script(text, self._deadline, input=given)
+
+        if not self.driver.move_in(self.spec.name, run):
+            return False
+        self.node.disconnect()
+        self.node.connect(self._deadline, watch=self.check, on_stage=self.enter)
+        self.timings["address"] = time.monotonic() - began
+        return True
+
     def introduce(self, *, was: Sequence[str] | None = None) -> None:
         """Give the guest its name and network; see `Node.introduce`."""
         with self._phase("network", "network"):

@@ -314,6 +314,14 @@ class Driver(ABC):
         """
         raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
 
+    def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
+        """Make the guest of a machine that has just gone on, for the first time, fit for its own network.
+
+        ``run`` runs shell text as root in it, with an input. Returns whether that was needed: then the
+        guest's network cards have their own addresses now, and connections to it are to be made anew.
+        """
+        return False
+
     def lateness_s(self, name: str) -> float | None:
         """For how many seconds the guest stood still before it last went on: its clock is late by that.
 

@@ -40,7 +40,6 @@ mkdir -p /run/vmfest
 sync
 """
 _LOGINS = 2
-_CLOCK_READINGS = 5
 # A guest's sshd has to see that the last connection is gone.
 _FAREWELL_S = 0.3
 
@@ -58,7 +57,7 @@ def settle(node: Node, deadline: Deadline, check: Callable[[], None]) -> None:
         check()
         node.disconnect()
         node.run_script(_USE, deadline)
-    _set_clock(node, deadline)
+    mending.set_clock(lambda text: node.run_script(text, deadline))
     check()
     node.disconnect()
     time.sleep(_FAREWELL_S)
@@ -69,19 +68,3 @@ def _bring_mender(node: Node, deadline: Deadline) -> None:
     folder = path.rpartition("/")[0]
     text = f"mkdir -p {folder} && cat > {path} && chmod 755 {path}"
     node.run_script(text, deadline, input=mending.program())
-
-
-def _set_clock(node: Node, deadline: Deadline) -> None:
-    """Set the guest's clock by this host's: right to half the time of the quickest of some readings."""
-    readings = []
-    for _ in range(_CLOCK_READINGS):
-        began = time.time()
-        try:
-            told = mending.clock_of(node.run_script(mending.mend_command(), deadline))
-        except CommandError:
-            told = None
-        ended = time.time()
-        if told is None:
-            return  # no Linux on x86-64: see `mending.wake_script`
-        readings.append((ended - began, (began + ended) / 2 - told))
-    node.run_script(mending.mend_command(min(readings)[1]), deadline)

@@ -62,6 +62,9 @@ class Start(Protocol):
     def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
         """Create the machine and connect to its guest."""
 
+    def move_in(self) -> bool:
+        """Whether the driver had to give the guest addresses of its own before all else, and has."""
+
     def introduce(self, *, was: Sequence[str] | None = None) -> None:
         """Give the guest its name and network."""
 
@@ -114,7 +117,8 @@ class WarmStart:
         spec = replace(start.spec, thaw_from=template.folder)
         try:
             start.boot(spec, phase="resume", timeout_s=min(start.timeout_s, _RESUME_S))
-            start.introduce(was=facts.macs)
+            own = [nic.mac for nic in spec.nics]
+            start.introduce(was=own if start.move_in() else facts.macs)
         except VmfestError as error:
             start.check()  # others have broken it off: that is no fault of the template
             start.destroy()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from pytest_vmfest.drivers import FREEZING, load_driver
+from pytest_vmfest.drivers import STANDING_ON_TEMPLATES, load_driver
 from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.errors import NotSupportedError
 from pytest_vmfest.folders import make_private, writing_to
@@ -377,7 +377,7 @@ def forget_failures(home: Path, *, older_than_s: float = -1) -> None:
 def users_in(home: Path) -> dict[str, list[str]]:
     """By template: the machines of the store that have gone on from it, whichever driver is configured."""
     users: dict[str, list[str]] = {}
-    for name in FREEZING:
+    for name in STANDING_ON_TEMPLATES:
         driver = load_driver(name, DriverSettings(home))
         try:
             for info in driver.machines():

@@ -86,8 +86,27 @@ def test_each_guest_is_told_something_else():
 
 
 def test_a_guest_whose_lateness_is_not_known():
-    """It is told the time."""
-    assert re.fullmatch(r"date -u -s @\d{10,} > /dev/null", mending.wake_script(None))
+    """It is told the time to a second, and its random numbers are made its own."""
+    first, mend, _ = mending.wake_script(None).splitlines()
+    assert re.fullmatch(r"date -u -s @\d{10,} > /dev/null", first)
+    assert re.match(rf"{mending.MENDER} 0 0 '[0-9a-f]{{64}}'", mend)
+
+
+def test_the_clock_is_set_by_the_quickest_reading():
+    """Of several, and once; a guest without the program is left as it is."""
+    said = []
+
+    def run(text):
+        said.append(text)
+        return struct.pack("<qq", int(time.time()) - 100, 0)
+
+    mending.set_clock(run)
+    *readings, last = said
+    assert set(readings) == {mending.mend_command()}
+    assert 99 <= int(last.split()[1]) <= 102
+    said.clear()
+    mending.set_clock(lambda text: said.append(text) or b"")
+    assert len(said) == 1
 
 
 def test_the_clock_that_was_told(mend):

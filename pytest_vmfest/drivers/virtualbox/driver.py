@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import (
@@ -18,7 +19,7 @@ from pytest_vmfest.drivers.base import (
     MachineState,
     PropertyKind,
 )
-from pytest_vmfest.drivers.disk_images import find_image_program
+from pytest_vmfest.drivers.disk_images import check_readable, find_image_program
 from pytest_vmfest.drivers.refusals import (
     check_snapshot_name,
     find_snapshot,
@@ -29,6 +30,7 @@ from pytest_vmfest.drivers.virtualbox import (
     address,
     console,
     diagnosis,
+    frozen,
     hardware,
     nat,
     networks,
@@ -45,6 +47,7 @@ from pytest_vmfest.errors import (
     DriverError,
     MachineExistsError,
     MachineNotFoundError,
+    NotSupportedError,
     clean_up_after,
 )
 from pytest_vmfest.folders import make_private, writing_to
@@ -52,8 +55,7 @@ from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from virtualbox.library import IConsole
 
@@ -75,6 +77,7 @@ class VirtualBoxDriver(Driver):
     """Machines run by VirtualBox. They may be operated from any process that has the same store."""
 
     name = "virtualbox"
+    freezes = True
     takes_url = True
 
     def __init__(self, settings: DriverSettings) -> None:
@@ -121,9 +124,13 @@ class VirtualBoxDriver(Driver):
     def _create(self, spec: MachineSpec) -> None:
         """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
+        image = spec.image
+        if spec.thaw_from is not None:
+            frozen.facts_of(spec.thaw_from)
+            image = frozen.model(image, spec.thaw_from)
         # Making a base takes long, and need not hold up others.
         with (
-            there.media.ready(spec.image, permanent=spec.permanent),
+            there.media.ready(image, permanent=spec.permanent),
             there.connection.registry_lock(),
         ):
             there.machines.forget_lost()
@@ -139,12 +146,12 @@ class VirtualBoxDriver(Driver):
                 folder.mkdir(mode=0o700)
             try:
                 with trouble.translated(f"machine {spec.name!r} cannot be created"):
-                    self._register(there, spec, folder)
+                    self._register(there, spec, image, folder)
             except BaseException as error:
                 clean_up_after(error, lambda: self._remove(there, spec.name))
                 raise
 
-    def _register(self, there: _Opened, spec: MachineSpec, folder: Path) -> None:
+    def _register(self, there: _Opened, spec: MachineSpec, image: ImageModel, folder: Path) -> None:
         from virtualbox.library import PortMode
 
         connection, vbox = there.connection, there.connection.vbox
@@ -170,11 +177,13 @@ class VirtualBoxDriver(Driver):
         ) as session:
             mutable = session.machine
             if spec.permanent:
-                there.media.attach_permanent(mutable, spec.image)
+                there.media.attach_permanent(mutable, image)
             else:
-                there.media.attach(mutable, spec.image)
+                there.media.attach(mutable, image)
             hardware.attach(connection, mutable, spec, folder)
             mutable.save_settings()
+            if spec.thaw_from is not None:
+                frozen.adopt(mutable, folder, spec.thaw_from)
 
     def start(self, name: str, deadline: Deadline) -> None:
         """Power on, or go on from the saved state; returns when the virtual CPU runs."""
@@ -282,6 +291,52 @@ class VirtualBoxDriver(Driver):
             endpoint=self._endpoint(there, machine) if state in ON else None,
         )
 
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """A digest of VirtualBox's version, this host's CPU, the hardware and the image."""
+        if self.settings.url is not None:
+            raise NotSupportedError("machines of a VirtualBox behind a web service cannot be frozen")
+        version = self._opened().connection.version
+        check_readable(spec.image)
+        return frozen.key(spec, version)
+
+    def freeze(self, name: str, deadline: Deadline) -> None:
+        """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""
+        there, machine, state = self._look(name)
+        target = machine.record.freeze_to
+        if state is not MachineState.RUNNING or not target:
+            raise wrong_state(name, state, "be frozen")
+        self.save_state(name, deadline)
+        slots = networks.first_private_slot(machine.record.network) + len(machine.record.nics)
+        with trouble.translated(f"machine {name!r} cannot be frozen"):
+            frozen.keep(
+                there.connection, machine.com, slots, there.machines.folder(name), Path(target), deadline
+            )
+        self._remove(there, name)
+
+    def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
+        """Give the guest the addresses that its cards have by the settings, and plug the cards in."""
+        there, machine, _ = self._on(name, "be given its addresses")
+        kept = machine.record
+        slot = networks.nat_slot(kept.network)
+        if not kept.thaw_from or slot is None:
+            return False
+        private = range(networks.first_private_slot(kept.network), networks.SLOTS)
+        slots = [*([0] if networks.is_host_only(kept.network) else []), *private[: len(kept.nics)]]
+        if not slots:
+            return False
+        frozen_macs = frozen.facts_of(Path(kept.thaw_from)).macs
+        with trouble.translated(f"machine {name!r}: its addresses cannot be read"):
+            macs = [frozen.mac_of(machine.com, slot) for slot in slots]
+        run(frozen.adopt_script([frozen_macs[slot] for slot in slots], macs), frozen.program())
+        with there.machines.locked(machine, Deadline(_QUICK_S), "be given its addresses") as session:
+            networks.plug_in(self.settings, session.machine, name, kept.network, kept.nics)
+            if kept.network == "local":
+                nat.close_ssh(session.machine, slot)
+            session.machine.save_settings()
+        return True
+
     # --- reaching the guest ------------------------------------------------------------------------
 
     def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
@@ -305,8 +360,14 @@ class VirtualBoxDriver(Driver):
 
     def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
         with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
-            if machine.record.network == "nat":
-                return nat.ssh_endpoint(machine.com)
+            mode = machine.record.network
+            if mode == "nat" or machine.record.thaw_from:
+                slot = networks.nat_slot(mode)
+                by_nat = nat.ssh_endpoint(machine.com, slot) if slot is not None else None
+                if by_nat is not None:
+                    return by_nat
+                if mode == "nat":
+                    raise DriverError(f"machine {machine.name!r} has no NAT rule {nat.SSH_RULE!r} any more")
             ip = address.look(there.connection, machine.com, machine.record.network)
             return Endpoint(ip, _SSH_PORT) if ip else None
 
