@@ -143,6 +143,8 @@ def facts_of(source: Path) -> Facts:
     """What has to be known of the frozen machine in ``source``; `ThawError` if it is not there."""
     try:
         said = json.loads((source / _FACTS).read_bytes())
+        for name in (STATE, DISK, _CONSOLE):
+            (source / name).stat()
         return Facts(tuple(said["macs"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ThawError(f"there is no frozen machine in {source}: {error}") from error
