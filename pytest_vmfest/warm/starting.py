@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
 # How often the time for one start is waited for others who make the template.
 _TURN_FACTOR = 3
-# A resumed guest answers in a fraction of a second, on a busy host in some.
+# A resumed guest answers in a fraction of a second, on a busy host in some; a template that takes most of the
+# time that a boot may take is of no use.
 _RESUME_S = 60.0
+_RESUME_SHARE = 0.5
 _SETTLE_S = 150.0
-_FREEZE_S = 60.0
+_FREEZE_S = 150.0
 # A wait that is shorter is no phase of a start.
 _TOLD_S = 0.1
 # A template that was just removed is looked up, or made, anew.
@@ -116,7 +118,8 @@ class WarmStart:
         began, before = time.monotonic(), dict(start.timings)
         spec = replace(start.spec, thaw_from=template.folder)
         try:
-            start.boot(spec, phase="resume", timeout_s=min(start.timeout_s, _RESUME_S))
+            patience_s = min(start.timeout_s, max(_RESUME_S, _RESUME_SHARE * start.timeout_s))
+            start.boot(spec, phase="resume", timeout_s=patience_s)
             own = [nic.mac for nic in spec.nics]
             start.introduce(was=own if start.move_in() else facts.macs)
         except VmfestError as error:

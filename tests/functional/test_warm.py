@@ -2,16 +2,14 @@
 
 import os
 import signal
-import time
 
 import pytest
+from clocks import lateness
 from runs import until
 
 from pytest_vmfest import Server
 from pytest_vmfest.drivers.qemu import frozen
 from pytest_vmfest.progress import LineProgress
-from pytest_vmfest.waiting import Deadline
-from pytest_vmfest.warm import mending
 from pytest_vmfest.warm.templates import templates_in
 
 pytestmark = pytest.mark.qemu
@@ -40,18 +38,6 @@ def server(own_home, scanned, told):
         server.own({"test": "warm"})
         yield server
     scanned.nothing_is_left()
-
-
-def lateness(node):
-    """By how many seconds the guest's clock is late, and by how many that may be wrong."""
-    readings = []
-    for _ in range(5):
-        began = time.time()
-        told = mending.clock_of(node.run_script(mending.mend_command(), Deadline(30)))
-        ended = time.time()
-        readings.append(((ended - began) / 2, (began + ended) / 2 - told))
-    error_s, late_s = min(readings)
-    return late_s, error_s
 
 
 def test_twins_are_mended(server):

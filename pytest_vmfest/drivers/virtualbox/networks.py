@@ -136,8 +136,9 @@ def _card(connection: Connection, machine: IMachine, slot: int, spec: MachineSpe
 def _plug_into_host(card: INetworkAdapter, interface: str) -> None:
     from virtualbox.library import NetworkAttachmentType
 
-    card.attachment_type = NetworkAttachmentType.host_only
+    # In this order: a machine that runs is plugged in by the second.
     card.host_only_interface = interface
+    card.attachment_type = NetworkAttachmentType.host_only
 
 
 def _plug_into_lan(card: INetworkAdapter, interface: str) -> None:
@@ -156,8 +157,8 @@ def _plug_into_nat(card: INetworkAdapter) -> None:
 def _plug_into_network(card: INetworkAdapter, nic: PrivateNic, home: Path) -> None:
     from virtualbox.library import NetworkAttachmentType
 
-    card.attachment_type = NetworkAttachmentType.internal
     card.internal_network = internal_name(home, nic.network)
+    card.attachment_type = NetworkAttachmentType.internal
 
 
 # --- private networks ------------------------------------------------------------------------------
