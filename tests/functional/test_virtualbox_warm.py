@@ -23,7 +23,7 @@ def server(own_home, monkeypatch):
 
 
 def test_a_group_resumes(server):
-    """Each node has addresses, names and random numbers of its own, and the right time; a reboot keeps that."""
+    """Each node has its own addresses, name and random numbers, and the right time; a reboot keeps that."""
     with server.launch_group(2, image="tiny") as group:
         nodes = list(group.values())
         assert all("resume" in node.timings for node in nodes)
