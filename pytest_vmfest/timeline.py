@@ -29,6 +29,7 @@ _LEGEND = {
     "boot": "it boots, until its SSH server answers",
     "resume": "it resumes from its template",
     "ssh": "login",
+    "address": "its network cards get their own addresses",
     "network": "its name and network are set up",
     "init_script": "its init script runs",
     "snapshot": "a snapshot is taken, to go back to",

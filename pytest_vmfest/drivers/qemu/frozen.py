@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.disk_images import cache_name
+from pytest_vmfest.drivers.host_cpu import host_cpu
 from pytest_vmfest.drivers.qemu import record
 from pytest_vmfest.drivers.qemu.command import Memory, Wiring, command_line, mac_address
 from pytest_vmfest.errors import DriverError, ThawError
@@ -97,20 +98,13 @@ def key(
     ]
     if accel == "kvm":
         # What KVM offers to guests changes with the kernel, too.
-        facts += [os.uname().release, _host_cpu()]
+        facts += [os.uname().release, host_cpu()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _identity(path: Path) -> list[int]:
     facts = path.stat()
     return [facts.st_ino, facts.st_size, facts.st_mtime_ns]
-
-
-def _host_cpu() -> list[str]:
-    """What tells a host's CPU from another one."""
-    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    told = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
-    return [line for line in lines if line.partition(":")[0].strip() in told]
 
 
 def memory_of(machine: Record) -> Memory | None:

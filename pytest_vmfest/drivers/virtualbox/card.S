@@ -47,14 +47,14 @@ _start:
 
         mov     rsi, [rbp + 16]
         xor     ecx, ecx
-name:   mov     al, [rsi + rcx]
+letter: mov     al, [rsi + rcx]
         test    al, al
         jz      named
         cmp     ecx, NAME_MOST
         je      wrong
         mov     [rsp + NAME + rcx], al
         inc     ecx
-        jmp     name
+        jmp     letter
 named:
         lea     rax, [rsp + COMMAND]
         mov     [rsp + DATA], rax
@@ -76,14 +76,14 @@ named:
         mov     rsi, [rbp + 24]
         lea     rdi, [rsp + BYTES]
         mov     ecx, ADDRESS_BYTES
-byte:   call    digit
+octet:  call    digit
         mov     edx, eax
         shl     edx, 4
         call    digit
         or      eax, edx
         stosb
         dec     ecx
-        jnz     byte
+        jnz     octet
         cmp     byte ptr [rsi], 0
         jne     wrong
 

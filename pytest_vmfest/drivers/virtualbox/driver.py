@@ -43,15 +43,17 @@ from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
+    CommandError,
     DestroyError,
     DriverError,
     MachineExistsError,
     MachineNotFoundError,
     NotSupportedError,
+    ThawError,
     clean_up_after,
 )
 from pytest_vmfest.folders import make_private, writing_to
-from pytest_vmfest.specs import Endpoint
+from pytest_vmfest.specs import Endpoint, ImageModel
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.checks import Check
     from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
     from pytest_vmfest.keyboard import Stroke
-    from pytest_vmfest.specs import ImageModel, MachineSpec
+    from pytest_vmfest.specs import MachineSpec
 
 _QUICK_S = 30.0
 """For what VirtualBox does at once, unless another program has the machine locked."""
@@ -122,7 +124,7 @@ class VirtualBoxDriver(Driver):
     # --- machines ----------------------------------------------------------------------------------
 
     def _create(self, spec: MachineSpec) -> None:
-        """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
+        """Create a machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
         image = spec.image
         if spec.thaw_from is not None:
@@ -164,6 +166,8 @@ class VirtualBoxDriver(Driver):
         )
         hardware.configure(connection, com, spec)
         networks.configure(connection, self.settings, com, spec)
+        if spec.thaw_from is not None:
+            frozen.fit_cards(com, spec)
         port = com.get_serial_port(0)
         port.path = str(folder / console.FILE)
         port.host_mode = PortMode.raw_file
@@ -304,38 +308,46 @@ class VirtualBoxDriver(Driver):
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""
         there, machine, state = self._look(name)
-        target = machine.record.freeze_to
-        if state is not MachineState.RUNNING or not target:
+        target = Path(machine.record.freeze_to)
+        if state is not MachineState.RUNNING or not machine.record.freeze_to:
             raise wrong_state(name, state, "be frozen")
         self.save_state(name, deadline)
         slots = networks.first_private_slot(machine.record.network) + len(machine.record.nics)
         with trouble.translated(f"machine {name!r} cannot be frozen"):
-            frozen.keep(
-                there.connection, machine.com, slots, there.machines.folder(name), Path(target), deadline
-            )
-        self._remove(there, name)
+            folder = there.machines.folder(name)
+            frozen.keep(there.connection, machine.com, slots, folder, target, deadline)
+        # What takes long is done by now when others go on from it.
+        with there.media.ready(ImageModel(name, target / frozen.DISK, "vdi")):
+            self._remove(there, name)
 
     def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
         """Give the guest the addresses that its cards have by the settings, and plug the cards in."""
         there, machine, _ = self._on(name, "be given its addresses")
-        kept = machine.record
-        slot = networks.nat_slot(kept.network)
-        if not kept.thaw_from or slot is None:
+        slots = networks.seen_slots(machine.record.network, machine.record.nics)
+        if not machine.record.thaw_from or not slots:
             return False
-        private = range(networks.first_private_slot(kept.network), networks.SLOTS)
-        slots = [*([0] if networks.is_host_only(kept.network) else []), *private[: len(kept.nics)]]
-        if not slots:
-            return False
-        frozen_macs = frozen.facts_of(Path(kept.thaw_from)).macs
+        was = frozen.facts_of(Path(machine.record.thaw_from)).macs
         with trouble.translated(f"machine {name!r}: its addresses cannot be read"):
             macs = [frozen.mac_of(machine.com, slot) for slot in slots]
-        run(frozen.adopt_script([frozen_macs[slot] for slot in slots], macs), frozen.program())
-        with there.machines.locked(machine, Deadline(_QUICK_S), "be given its addresses") as session:
-            networks.plug_in(self.settings, session.machine, name, kept.network, kept.nics)
-            if kept.network == "local":
-                nat.close_ssh(session.machine, slot)
-            session.machine.save_settings()
+        try:
+            run(frozen.move_script([was[slot] for slot in slots], macs), frozen.program())
+        except CommandError as error:
+            raise ThawError(f"its network cards cannot be given their addresses: {error.message}") from error
+        with self._plugging_in(there, machine):
+            run(frozen.ask_script(), b"")
         return True
+
+    @contextmanager
+    def _plugging_in(self, there: _Opened, machine: Machine) -> Iterator[None]:
+        """Plug in the cards of a machine that went on from a frozen one; at the end it is as all others."""
+        kept = machine.record
+        with there.machines.locked(machine, Deadline(_QUICK_S), "be given its network") as session:
+            networks.plug_in(self.settings, session.machine, machine.name, kept.network, kept.nics)
+            yield
+            behind = networks.nat_slot(kept.network)
+            if kept.network != "nat" and behind is not None:
+                nat.close_ssh(session.machine, behind)
+            session.machine.save_settings()
 
     # --- reaching the guest ------------------------------------------------------------------------
 
@@ -508,8 +520,22 @@ class VirtualBoxDriver(Driver):
         networks.check_networks(self.settings.home, machine.record.nics)
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
-        with _ports(there.machines, machine, deadline):
-            there.machines.launch(machine, deadline, gui=self.settings.gui)
+        is_saved = there.machines.state(machine) is MachineState.SAVED
+        if (
+            machine.record.thaw_from
+            and not is_saved
+            and not networks.is_plugged_in(machine.com, machine.record.network, machine.record.nics)
+        ):
+            with self._plugging_in(there, machine):  # its state was dropped: it boots like any other
+                pass
+        thaws = is_saved and frozen.is_adopted(machine.com)
+        try:
+            with _ports(there.machines, machine, deadline):
+                there.machines.launch(machine, deadline, gui=self.settings.gui)
+        except DriverError as error:
+            if thaws and there.machines.state(machine) is MachineState.SAVED:
+                raise ThawError(error.message, hint=error.hint) from error
+            raise
 
 
 class _Opened:

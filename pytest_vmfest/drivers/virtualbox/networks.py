@@ -55,6 +55,12 @@ def first_private_slot(mode: NetworkMode) -> int:
     return 2 if mode == "local" else 1
 
 
+def seen_slots(mode: NetworkMode, nics: Sequence[PrivateNic]) -> list[int]:
+    """The slots of the cards that other machines can see."""
+    first = first_private_slot(mode)
+    return [*([] if mode == "nat" else [0]), *range(first, first + len(nics))]
+
+
 def is_host_only(mode: NetworkMode) -> bool:
     """Whether this host reaches the guest by its host-only interface."""
     return mode in ("local", "internal")
@@ -109,6 +115,15 @@ def plug_in(
             _plug_into_host(machine.get_network_adapter(0), settings.local_interface)
         for slot, nic in enumerate(nics, start=first_private_slot(mode)):
             _plug_into_network(machine.get_network_adapter(slot), nic, settings.home)
+
+
+def is_plugged_in(machine: IMachine, mode: NetworkMode, nics: Sequence[PrivateNic]) -> bool:
+    """Whether the cards are connected that other machines can see."""
+    from virtualbox.library import NetworkAttachmentType
+
+    with trouble.translated(f"machine {machine.name!r}: its network cards cannot be looked at"):
+        kinds = [machine.get_network_adapter(slot).attachment_type for slot in seen_slots(mode, nics)]
+    return NetworkAttachmentType.null not in kinds
 
 
 def _check_ports(settings: DriverSettings, spec: MachineSpec) -> None:
