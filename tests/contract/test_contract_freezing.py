@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.errors import MachineStateError, NotSupportedError, VmfestError
+from pytest_vmfest.errors import MachineStateError, NotSupportedError, ThawError
 from pytest_vmfest.specs import HardwareModel, PrivateNic
 
 RUNNING = MachineState.RUNNING
@@ -92,9 +92,11 @@ def test_a_saved_machine_that_went_on(lab, frozen):
 
 
 def test_the_lateness(lab, frozen):
-    """The time that the guest stood still is told; one that has booted is not late."""
+    """The time that the guest stood still is told, if it is known; one that has booted is not late."""
     go_on(lab, frozen)
     late_s = lab.driver.lateness_s("m")
+    if late_s is None:
+        pytest.skip(f"{lab.driver_name} does not know when a guest goes on")
     assert 0 < late_s < 120
     go_on(lab, frozen, "later")
     assert lab.driver.lateness_s("later") > late_s
@@ -113,7 +115,7 @@ def test_what_the_key_depends_on(lab, frozen):
     nic = PrivateNic("net", "52:54:00:00:00:01", "10.0.0.1")
     others = [
         lab.spec(hardware=HardwareModel("larger", 96, 1)),
-        lab.spec(network="internal"),
+        lab.spec(network="nat" if lab.network == "local" else "local"),
         lab.spec(nics=(nic,)),
     ]
     assert len({key(spec) for spec in (alike, *others)}) == 4
@@ -141,7 +143,7 @@ def test_files_that_are_damaged(lab, frozen):
         path.chmod(0o600)
         path.write_bytes(b"not what it was" * 100)
     lab.driver.create(lab.spec(thaw_from=frozen))
-    with pytest.raises(VmfestError, match="'m'"):
+    with pytest.raises(ThawError, match="'m'"):
         lab.driver.start("m", lab.deadline)
     assert lab.driver.state("m") is not RUNNING
     lab.driver.destroy("m")

@@ -146,6 +146,8 @@ class VirtualBoxDriver(Driver):
                 make_private(folder.parent)
                 shutil.rmtree(folder, ignore_errors=True)  # of one whose creation was killed
                 folder.mkdir(mode=0o700)
+                if spec.freeze_to is not None:
+                    make_private(spec.freeze_to)
             try:
                 with trouble.translated(f"machine {spec.name!r} cannot be created"):
                     self._register(there, spec, image, folder)
