@@ -127,6 +127,7 @@ class Startup:
         self._before = before
         self._last = last
         self.stage = "created"
+        self.has_run = False
         self._created = False
         self._frozen = False
         self._cancelled = cancelled or Cancellation()
@@ -187,13 +188,14 @@ class Startup:
     def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
         """Create the machine and connect to its guest."""
         self._deadline = deadline = Deadline(timeout_s or self.timeout_s)
-        self._login_began = None
+        self._login_began, self.has_run = None, False
         with self._phase("clone", "created"):
             with held_back():  # there is no moment at which it exists and nobody knows
                 self.driver.create(spec)
                 self._created = True
         with self._phase(phase, "running"):
             self._instance.start(deadline.remaining_s)
+            self.has_run = True
             self.node.connect(deadline, watch=self.check, on_stage=self.enter)
 
     def introduce(self, *, was: Sequence[str] | None = None) -> None:

@@ -58,6 +58,8 @@ class Start(Protocol):
     timeout_s: float
     timings: dict[str, float]
     stage: str
+    has_run: bool
+    """Whether the hypervisor has taken the machine and let it run."""
 
     def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
         """Create the machine and connect to its guest."""
@@ -182,7 +184,11 @@ class WarmStart:
             start.timings = {**outer, "template": time.monotonic() - began}
 
     def _is_of_freezing(self, error: VmfestError) -> bool:
-        """Whether the machine may well boot where it is not to be frozen."""
+        """Whether the machine may well boot where it is not to be frozen.
+
+        What happens while it boots would have happened to any other machine.
+        """
         if isinstance(error, (NotSupportedError, DriverUnavailableError, MachineExistsError)):
             return False
-        return self._start.stage == "template" or isinstance(error, (DriverError, StoreError))
+        refused = not self._start.has_run and isinstance(error, (DriverError, StoreError))
+        return refused or self._start.stage == "template"

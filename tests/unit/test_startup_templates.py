@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_vmfest import FakeDriver, GroupStartError, Server, StartError
-from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.drivers.base import DriverSettings, MachineState
 from pytest_vmfest.drivers.fake import FakeFault
+from pytest_vmfest.drivers.refusals import wrong_state
 from pytest_vmfest.errors import DriverError, NotSupportedError, ThawError
 from pytest_vmfest.remote import Completed
 from pytest_vmfest.request import VmRequest
@@ -280,6 +281,31 @@ def test_a_hypervisor_that_refuses_while_a_template_is_made(server, driver, told
     assert text.startswith("machines boot: tiny cannot be frozen: ")
     with Server("fake", home=server.home) as another, another.launch(image="tiny") as node:
         assert next(iter(node.timings)) == "template"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_machine_that_dies_while_it_boots_for_a_template(server, driver, told, monkeypatch, retries):
+    """It is told, and replaced, as one is that is to become no template; a later one makes that."""
+    server.boot_retries = retries
+    died = []
+
+    def remote(name, *arguments, **more):
+        if not died:
+            died.append(name)
+            raise wrong_state(name, MachineState.POWERED_OFF, "be reached")
+        return FakeDriver.remote(driver, name, *arguments, **more)
+
+    monkeypatch.setattr(driver, "remote", remote)
+    if retries:
+        server.launch(image="tiny").destroy()
+        [text] = texts(told)
+        assert text.startswith("did not come up: stage running")
+    else:
+        with pytest.raises(StartError, match="powered off and cannot be reached"):
+            server.launch(image="tiny")
+        assert told == []
+        server.launch(image="tiny").destroy()
+    assert ways(driver) == ["make", "make", "resume"]
 
 
 def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
