@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _PANICKED = re.compile(
     r"^(.*Kernel panic - not syncing.*)$(?s:.*)---\[ end Kernel panic[^\n]*\s*\Z", re.MULTILINE
 )
+BREAKS_OFF = (MachineGoneError, ConsoleAlarmError, DriverUnavailableError)
+"""What is found while a command or a transfer runs, and ends it."""
+
 # How often a machine is looked at while a command or a transfer runs.
 _GUARD_S = 0.5
 
@@ -82,14 +85,14 @@ class Link:
         self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[MachineGoneError | ConsoleAlarmError | DriverUnavailableError] = []
+        trouble: list[VmfestError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
                     self.watch(False)
-                except (MachineGoneError, ConsoleAlarmError, DriverUnavailableError) as error:
+                except BREAKS_OFF as error:
                     trouble.append(error)
                     remote.close()
                     return

@@ -14,14 +14,13 @@ from pytest_vmfest.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectionLostError,
-    ConsoleAlarmError,
     HostKeyError,
     MachineGoneError,
     RemoteError,
     WaitTimeoutError,
 )
 from pytest_vmfest.journal import Journal
-from pytest_vmfest.link import Link
+from pytest_vmfest.link import BREAKS_OFF, Link
 from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
 from pytest_vmfest.shell import command_text, compose
@@ -188,7 +187,7 @@ class Node:
                 stdout=error.stdout,
                 stderr=error.stderr,
             ) from None
-        except (MachineGoneError, ConsoleAlarmError) as error:
+        except BREAKS_OFF as error:
             # How the connection was closed for it, by us, explains nothing.
             raise error.with_traceback(None) from None
         result = CommandResult(

@@ -1,12 +1,20 @@
 """Nodes and groups, on the fake driver."""
 
 import shlex
+import threading
 
 import pytest
 
 from pytest_vmfest import CommandError, CommandTimeoutError, Server, WaitTimeoutError
 from pytest_vmfest.drivers.fake import FakeFault
-from pytest_vmfest.errors import ConnectionLostError, MachineGoneError, MachineStateError
+from pytest_vmfest.errors import (
+    ConnectionLostError,
+    ConsoleAlarmError,
+    DriverUnavailableError,
+    MachineGoneError,
+    MachineStateError,
+)
+from pytest_vmfest.link import BREAKS_OFF
 
 
 @pytest.fixture
@@ -107,6 +115,37 @@ def test_a_machine_whose_hypervisor_was_killed(server, node):
     with pytest.raises(MachineStateError, match="is aborted and cannot be paused") as refused:
         node.pause()
     assert refused.value.infrastructure
+
+
+@pytest.mark.parametrize("kind", BREAKS_OFF)
+def test_what_breaks_a_command_off_is_told_alone(node, kind):
+    """The error says all; how the connection was closed for it is no part of what is shown."""
+    error = kind("gone", line="gone") if kind is ConsoleAlarmError else kind("gone")
+
+    def look(at_once):
+        if node.is_connected:
+            return
+        raise error
+
+    node.watch_with(look)
+    threading.Timer(0.2, node.disconnect).start()
+    with pytest.raises(kind, match="gone") as caught:
+        node.run("sleep 60")
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
+    assert [entry.name for entry in caught.traceback[1:]] == ["run", "_run"]
+    node.watch_with(lambda at_once: None)
+
+
+def test_a_service_that_is_gone_ends_a_command(server, node, monkeypatch):
+    """A hypervisor that cannot be reached any more is told while the command runs."""
+
+    def gone(name):
+        raise DriverUnavailableError("the service is gone")
+
+    server.driver.respond("begun", lambda call: monkeypatch.setattr(server.driver, "state", gone) or 0)
+    with pytest.raises(DriverUnavailableError, match="the service is gone"):
+        node.run("begun; sleep 60")
+    monkeypatch.undo()
 
 
 def test_snapshot_revert_and_reboot(node):

@@ -1,7 +1,10 @@
 """Starts by way of a template, on a driver without a hypervisor that can freeze its machines."""
 
+import re
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -306,6 +309,22 @@ def test_a_machine_that_dies_while_it_boots_for_a_template(server, driver, told,
         assert told == []
         server.launch(image="tiny").destroy()
     assert ways(driver) == ["make", "make", "resume"]
+
+
+def test_the_seconds_of_a_start_that_has_waited_for_others(server, driver):
+    """They are those since the request; what is told of the boot is its own."""
+    server.launch("one", image="tiny").destroy()
+    templates_in(server.home)[0].give_up()
+    place = Templates(driver, lambda step: None).place_of(driver.created[0])
+    driver.inject(FakeFault.PANICS, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        with place.turn(PATIENCE_S, lambda: None):
+            waiting = pool.submit(server.launch, "db", image="tiny")
+            time.sleep(0.5)
+        error = waiting.exception(PATIENCE_S)
+    assert isinstance(error, StartError)
+    assert error.elapsed_s > 0.3
+    assert re.search(r"stage: running, after 0\.[0-2] s of 30 s; 0\.\d s since it was asked for", str(error))
 
 
 def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
