@@ -42,7 +42,7 @@ FAILED_S = 24 * 3600
 """What could not be frozen is not tried again for so long."""
 
 # Counted up when what is done before a freeze, or how it is kept, changes.
-_FORMAT = 2
+_FORMAT = 3
 _FACTS = "template.json"
 _LOCK = "lock"
 _FAILED = ".failed"

@@ -89,7 +89,7 @@ def driver(tmp_path):
     driver = FreezingDriver(DriverSettings(tmp_path))
     driver.respond(r"(?s).*/proc/stat.*", "")
     driver.respond(r"chmod 755 /var/lib/vmfest/mend", "")
-    driver.respond(r"(?s)hostname > /dev/null\nsed .*", "")
+    driver.respond(r"(?s)ip link > /dev/null\n.*", "")
     driver.respond(r"/var/lib/vmfest/mend .*", Completed(0, struct.pack("<qq", 10**9, 0), b""))
     driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", "")
     return driver
