@@ -39,7 +39,7 @@ _TURN_FACTOR = 3
 _RESUME_S = 60.0
 _SETTLE_S = 150.0
 _FREEZE_S = 60.0
-# A wait that is shorter is no phase of a start.
+# A wait that is shorter is no phase of a start, and is not told.
 _TOLD_S = 0.1
 # A template that was just removed is looked up, or made, anew.
 _LOOKS = 3
@@ -133,10 +133,15 @@ class WarmStart:
     def _make_in_turn(self, place: Place) -> tuple[Template, Facts] | None:
         """The template; None if there is none, and none can be made."""
         start, templates = self._start, self._templates
-        start.enter("turn")
         began = time.monotonic()
         patience_s = _TURN_FACTOR * start.timeout_s
-        with place.turn(patience_s, start.check) as is_ours:
+
+        def check() -> None:
+            start.check()
+            if time.monotonic() - began >= _TOLD_S and start.stage != "turn":
+                start.enter("turn")
+
+        with place.turn(patience_s, check) as is_ours:
             if (waited_s := time.monotonic() - began) >= _TOLD_S:
                 start.timings["shared"] = waited_s
             # Others may have made it meanwhile, or have found that it cannot be made.

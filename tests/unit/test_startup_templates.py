@@ -18,7 +18,7 @@ from pytest_vmfest.errors import DriverError, NotSupportedError, ThawError
 from pytest_vmfest.remote import Completed
 from pytest_vmfest.request import VmRequest
 from pytest_vmfest.startup import Startup
-from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.waiting import Deadline, wait_for
 from pytest_vmfest.warm.templates import Templates, templates_in
 
 PATIENCE_S = 20
@@ -372,6 +372,32 @@ def test_who_waits_for_a_template_tells_how_long(server, driver, monkeypatch):
         lists = [list(node.timings) for node in group.values()]
     assert sorted(phases[0] for phases in lists) == ["shared", "template"]
     assert [phases[1:] for phases in lists] == [["clone", "resume", "network"]] * 2
+
+
+def test_that_a_node_waits_is_told_only_if_it_does(server, driver):
+    """Who makes the template itself is not said to wait for others."""
+    said = {"one": [], "two": []}
+    others = threading.Event()
+
+    def launch(name):
+        request, model = VmRequest(), server.image("tiny")
+        server.launch_request(
+            request, model, name, progress=lambda step: said[name].append(step.text)
+        ).destroy()
+
+    driver.on_freeze = lambda name: others.wait(PATIENCE_S)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(launch, "one")
+        freezing = "freezing it, as a template for others"
+        wait_for(lambda: freezing in said["one"], Deadline(PATIENCE_S), what="the first to be at it")
+        two = pool.submit(launch, "two")
+        waiting = "waiting for others who make its template"
+        wait_for(lambda: waiting in said["two"], Deadline(PATIENCE_S), what="the second to wait")
+        others.set()
+        one.result()
+        two.result()
+    assert waiting not in said["one"]
+    assert said["two"].count(waiting) == 1
 
 
 @pytest.fixture
