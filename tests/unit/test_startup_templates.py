@@ -382,7 +382,7 @@ def test_that_a_node_waits_is_told_only_if_it_does(server, driver):
     def launch(name):
         request, model = VmRequest(), server.image("tiny")
         server.launch_request(
-            request, model, name, progress=lambda step: said[name].append(step.text)
+            request, model, name=name, progress=lambda step: said[name].append(step.text)
         ).destroy()
 
     driver.on_freeze = lambda name: others.wait(PATIENCE_S)
