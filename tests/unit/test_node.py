@@ -1,7 +1,9 @@
 """Nodes and groups, on the fake driver."""
 
 import shlex
+import struct
 import threading
+import time
 
 import pytest
 
@@ -15,6 +17,7 @@ from pytest_vmfest.errors import (
     MachineStateError,
 )
 from pytest_vmfest.link import BREAKS_OFF
+from pytest_vmfest.remote import Completed
 
 
 @pytest.fixture
@@ -44,8 +47,6 @@ def test_results_and_checked_output(node):
 
 def test_bytes_that_are_no_text_survive(server, node):
     """Output that is no UTF-8 comes back byte for byte."""
-    from pytest_vmfest.remote import Completed
-
     server.driver.respond("blob", Completed(0, b"\xff\x00\xfe", b""))
     assert node.run("blob").stdout_bytes == b"\xff\x00\xfe"
 
@@ -158,6 +159,28 @@ def test_snapshot_revert_and_reboot(node):
     node.reboot()
     assert node.read_text("/root/x") == "1"
     assert node.check_output("hostname") == "box"
+
+
+@pytest.mark.parametrize("early_s", [-3600, -0.2, 0, 0.2, 3600])
+def test_a_clock_that_is_wrong_after_a_revert(server, node, monkeypatch, early_s):
+    """It is set once more if it is wrong for certain: if it tells no time between question and answer."""
+    corrections = []
+
+    def woken(call):
+        seconds, fraction = divmod(time.time() + early_s, 1)
+        return Completed(0, struct.pack("<qq", int(seconds), int(fraction * 1e9)), b"")
+
+    def corrected(call):
+        _, seconds, microseconds = call.command.split()
+        corrections.append(int(seconds) + int(microseconds) / 1e6)
+        return ""
+
+    server.driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", woken)
+    server.driver.respond(r"/var/lib/vmfest/mend .*", corrected)
+    monkeypatch.setattr(server.driver, "lateness_s", lambda name: 1.5)
+    node.snapshot("here")
+    node.revert("here")
+    assert corrections == ([pytest.approx(-early_s, abs=0.1)] if early_s else [])
 
 
 def test_who_it_is(node):
