@@ -34,7 +34,7 @@
     └── DestroyError              something of a machine is still there
 
 Trouble of the infrastructure, whatever a test does (`VmfestError.infrastructure`), are: StoreError,
-ImageFetchError, ImageBuildError, DriverError and DriverUnavailableError (not the others below it),
+ImageFetchError, ImageBuildError, DriverError, DriverUnavailableError and ThawError (not the others below it),
 StartError, GroupStartError, DestroyError; and of MachineGoneError and MachineStateError those that are raised
 because the hypervisor died under the machine, or has halted it by itself.
 """

@@ -70,7 +70,8 @@ class Launcher:
         if owner is None:
             return self._launch(plans)
         sizes = {plan.spec.name: plan.spec.hardware.memory_mib for plan in plans}
-        owner.make_room(sizes, 0.0 if self._cancelled else _ROOM_PATIENCE_S)
+        spare = self._cancelled is not None
+        owner.make_room(sizes, 0.0 if spare else _ROOM_PATIENCE_S, spare=spare)
         try:
             return self._launch(plans)
         except BaseException:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _PANICKED = re.compile(
     r"^(.*Kernel panic - not syncing.*)$(?s:.*)---\[ end Kernel panic[^\n]*\s*\Z", re.MULTILINE
 )
+BREAKS_OFF = (MachineGoneError, ConsoleAlarmError, DriverUnavailableError)
+"""What is found while a command or a transfer runs, and ends it."""
+
 # How often a machine is looked at while a command or a transfer runs.
 _GUARD_S = 0.5
 
@@ -54,9 +57,11 @@ class Link:
         *,
         watch: Callable[[], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
+        is_new: bool = False,
     ) -> Remote:
         """The connection, made within ``deadline`` if there is none that lives.
 
+        That the machine ``is_new`` at its address saves looking who answers there: nobody else can, so soon.
         Besides the errors of `pytest_vmfest.ssh.connect`: `MachineGoneError` at once when the machine stops
         running or its kernel panics, and whatever ``watch`` raises.
         """
@@ -65,7 +70,8 @@ class Link:
                 self._close()
                 remote = self._connect(deadline, watch, on_stage)
                 try:
-                    self.verify(remote, deadline)
+                    if not is_new:
+                        self.verify(remote, deadline)
                 except BaseException:
                     remote.close()
                     raise
@@ -82,14 +88,14 @@ class Link:
         self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[MachineGoneError | ConsoleAlarmError | DriverUnavailableError] = []
+        trouble: list[VmfestError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
                     self.watch(False)
-                except (MachineGoneError, ConsoleAlarmError, DriverUnavailableError) as error:
+                except BREAKS_OFF as error:
                     trouble.append(error)
                     remote.close()
                     return

@@ -55,16 +55,17 @@ class Ownership:
         """Called when there is no room; may remove what can be done without, and says whether it did."""
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
-    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
+    def make_room(self, sizes: Mapping[str, int], patience_s: float, *, spare: bool = False) -> None:
         """Reserve memory, in MiB, for machines by name; wait for it while other processes' machines have it.
 
         Either for all of them or for none. Where this process's own machines have so much that waiting would
-        never end, it goes on, and says so. Raises `WaitTimeoutError` when memory was not free in time.
+        never end, it goes on, and says so, except for a ``spare``, which could be done without. Raises
+        `WaitTimeoutError` when memory was not free in time.
         """
         deadline, tries = Deadline(patience_s), 0
         may_exceed = False
         while (full := self._try_to_make_room(sizes, may_exceed=may_exceed)) is not None:
-            if patience_s > 0 and (self.when_full() or not may_exceed):
+            if not spare and (self.when_full() or not may_exceed):
                 may_exceed = True  # what could be done without is gone now
                 continue
             if deadline.expired:

@@ -72,6 +72,8 @@ _NOT_OF_THE_BOOT = (
     AuthenticationError,
     HostKeyError,
 )
+# What came before the last boot is told from this on.
+_TOLD_S = 0.1
 _BOOT_STAGES = ("running", "kernel", "login")
 
 
@@ -81,7 +83,10 @@ class FailedBoot:
 
     stage: str
     elapsed_s: float
+    """Of the boot alone."""
     reason: str
+    in_all_s: float
+    """With all that came before it, such as waiting for others who made the template."""
 
     def __str__(self) -> str:
         """``stage kernel, after 3.1 s: the guest's kernel panicked: …``."""
@@ -127,6 +132,7 @@ class Startup:
         self._before = before
         self._last = last
         self.stage = "created"
+        self.has_run = False
         self._created = False
         self._frozen = False
         self._cancelled = cancelled or Cancellation()
@@ -154,7 +160,7 @@ class Startup:
 
         On failure the machine is destroyed, unless it is to be kept. Raises `StartError`.
         """
-        self._deadline = Deadline(self.timeout_s)
+        self._deadline = self._all = Deadline(self.timeout_s)
         self.node.began = time.time()
         try:
             self._bring_up()
@@ -187,13 +193,14 @@ class Startup:
     def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
         """Create the machine and connect to its guest."""
         self._deadline = deadline = Deadline(timeout_s or self.timeout_s)
-        self._login_began = None
+        self._login_began, self.has_run = None, False
         with self._phase("clone", "created"):
             with held_back():  # there is no moment at which it exists and nobody knows
                 self.driver.create(spec)
                 self._created = True
         with self._phase(phase, "running"):
             self._instance.start(deadline.remaining_s)
+            self.has_run = True
             self.node.connect(deadline, watch=self.check, on_stage=self.enter)
 
     def move_in(self) -> bool:
@@ -277,7 +284,7 @@ class Startup:
                 remark = f"and its machine could not be destroyed: {failure}"
                 again = False
         if again:
-            self.failed_boot = FailedBoot(stage, deadline.elapsed_s, error.message)
+            self.failed_boot = FailedBoot(stage, deadline.elapsed_s, error.message, self._all.elapsed_s)
         return self._error(error, deadline, stage, console, remark, (name,) if kept else ())
 
     def _told_stage(self, console: str) -> str:
@@ -307,9 +314,12 @@ class Startup:
     ) -> StartError:
         spec, name = self.spec, self._plan.introduction.hostname
         last = last_lines(console)
+        elapsed_s = sum(failed.in_all_s for failed in self._before) + self._all.elapsed_s
+        more_s = elapsed_s - deadline.elapsed_s
+        in_all = f"; {elapsed_s:.1f} s since it was asked for" if more_s >= _TOLD_S else ""
         lines = [
             f"node {name!r} did not start: {error.message}",
-            f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self.timeout_s:g} s",
+            f"  stage: {stage}, after {deadline.elapsed_s:.1f} s of {self.timeout_s:g} s{in_all}",
             f"  machine: {spec.name}, image {spec.image.name}, {spec.hardware.memory_mib} MiB, "
             f"{spec.hardware.cpus} CPU, driver {self.driver.name}",
         ]
@@ -322,7 +332,7 @@ class Startup:
         return StartError(
             "\n".join(lines),
             stage=stage,
-            elapsed_s=sum(failed.elapsed_s for failed in self._before) + deadline.elapsed_s,
+            elapsed_s=elapsed_s,
             node=name,
             machine=spec.name,
             console=console,

@@ -13,7 +13,7 @@ from pytest_vmfest.cli.units import age, size
 
 if TYPE_CHECKING:
     from pytest_vmfest.cli.setup import Setup
-    from pytest_vmfest.warm.templates import Template
+    from pytest_vmfest.warm.templates import Failure, Template
 
 
 @click.group(epilog=examples("vmfest template list", "vmfest template remove tiny-1f2e3d4c5b6a"))
@@ -30,32 +30,28 @@ def template() -> None:
 @json_option
 @with_setup("home")
 def list_templates(setup: Setup, json_: bool) -> None:
-    """List this store's templates and who uses them, the last used first."""
-    from pytest_vmfest.warm.templates import templates_in, users_in
+    """List this store's templates and who uses them, the last used first.
+
+    Below them is what could not be frozen or resumed, and boots for a day therefore. In JSON such a row has
+    the reason as "failure", which is null for templates.
+    """
+    from pytest_vmfest.warm.templates import failures_in, templates_in, users_in
 
     users = users_in(setup.home)
     rows = [_row(template, users) for template in templates_in(setup.home)]
+    failures = failures_in(setup.home)
     if json_:
-        show.as_json(rows)
-    elif not rows:
+        show.as_json(rows + [_failed_row(failure) for failure in failures])
+        return
+    if rows:
+        _show(rows)
+    elif not failures:
         show.note("There are no templates. The first machine of an image makes one: vmfest up tiny")
-    else:
-        show.table(
-            ("name", "image", "driver", "memory", "cpus", "on disk", "used", "machines"),
-            [
-                (
-                    row["name"],
-                    row["image"] or "(not whole)",
-                    row["driver"],
-                    f"{row['memory_mib']} MiB" if row["memory_mib"] else "",
-                    str(row["cpus"] or ""),
-                    size(row["bytes_on_disk"]),
-                    age(row["last_used"]),
-                    ", ".join(row["machines"]) or "-",
-                )
-                for row in rows
-            ],
-        )
+    for failure in failures:
+        reason = failure.reason.strip().replace("\n", "\n  ")
+        click.echo(f"{failure.kind}: not frozen, found out {age(failure.since)} ago: {reason}")
+    if failures:
+        show.note("Machines of these kinds boot. To try at once again: vmfest template remove --all")
 
 
 @template.command("remove", epilog=examples("vmfest template remove --all"))
@@ -93,6 +89,25 @@ def remove_templates(setup: Setup, names: tuple[str, ...], all_: bool) -> None:
         raise click.ClickException("\n".join(refused))
 
 
+def _show(rows: list[dict[str, Any]]) -> None:
+    show.table(
+        ("name", "image", "driver", "memory", "cpus", "on disk", "used", "machines"),
+        [
+            (
+                row["name"],
+                row["image"] or "(not whole)",
+                row["driver"],
+                f"{row['memory_mib']} MiB" if row["memory_mib"] else "",
+                str(row["cpus"] or ""),
+                size(row["bytes_on_disk"]),
+                age(row["last_used"]),
+                ", ".join(row["machines"]) or "-",
+            )
+            for row in rows
+        ],
+    )
+
+
 def _row(template: Template, users: dict[str, list[str]]) -> dict[str, Any]:
     facts = template.facts()
     return {
@@ -105,4 +120,20 @@ def _row(template: Template, users: dict[str, list[str]]) -> dict[str, Any]:
         "bytes_on_disk": template.bytes_on_disk,
         "last_used": round(template.last_used, 3) or time.time(),
         "machines": users.get(template.name, []),
+        "failure": None,
+    }
+
+
+def _failed_row(failure: Failure) -> dict[str, Any]:
+    return {
+        "name": failure.kind,
+        "image": failure.image,
+        "driver": "",
+        "memory_mib": None,
+        "cpus": None,
+        "took_s": None,
+        "bytes_on_disk": 0,
+        "last_used": round(failure.since, 3),
+        "machines": [],
+        "failure": failure.reason,
     }

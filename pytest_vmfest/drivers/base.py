@@ -137,8 +137,8 @@ class Owner(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What each machine is to bear."""
 
-    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
-        """Machines with so many MiB of memory are about to be made."""
+    def make_room(self, sizes: Mapping[str, int], patience_s: float, *, spare: bool = False) -> None:
+        """Machines with so many MiB of memory are about to be made; a ``spare`` has only what is free."""
 
     def give_back(self, names: Iterable[str]) -> None:
         """Of these machines, those that were not even begun will not be made."""

@@ -33,8 +33,6 @@ sync
 """
 # What resumed guests are introduced by, so that it need not be read from their disks.
 _USE = """\
-hostname > /dev/null
-sed -n 1p /etc/hosts > /dev/null
 ip link > /dev/null
 mkdir -p /run/vmfest
 sync

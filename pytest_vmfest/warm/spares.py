@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -50,7 +51,10 @@ class _Spare:
 
 
 class Spares:
-    """Keeps up to so many nodes ready, of the kind that was asked for last; one is made at a time."""
+    """Keeps up to so many nodes ready, of the kind that was asked for last; one is made at a time.
+
+    In a process that was forked from its own there are none.
+    """
 
     def __init__(self, count: int, news: Progress) -> None:
         """``news`` is told, once for each kind, why there are none: in a call, never by another thread."""
@@ -63,9 +67,12 @@ class Spares:
         self._changed = threading.Condition()
         self._over = Cancellation()
         self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
 
     def take(self, key: str) -> Node | None:
         """A node of that kind, if one is ready and well."""
+        if self._is_fork():
+            return None
         began, began_epoch = time.monotonic(), time.time()
         self._tell()
         while True:
@@ -81,6 +88,8 @@ class Spares:
 
     def want(self, kind: Kind) -> None:
         """From now on have nodes of this kind ready."""
+        if self._is_fork():
+            return
         self._tell()
         with self._changed:
             self._wanted = kind
@@ -94,6 +103,8 @@ class Spares:
 
         There will be none until a kind is wanted again.
         """
+        if self._is_fork():
+            return False
         with self._changed:
             self._wanted = None
             given, self._ready = self._ready, []
@@ -103,6 +114,8 @@ class Spares:
 
     def close(self) -> None:
         """Make no more, and remove those that nobody has taken."""
+        if self._is_fork():
+            return
         self._over.set()
         with self._changed:
             self._changed.notify()
@@ -110,6 +123,10 @@ class Spares:
             self._thread.join(_GIVEN_UP_S)
         self.give_back()
         self._tell()
+
+    def _is_fork(self) -> bool:
+        # It has no thread that makes any, and the machines are its parent's.
+        return os.getpid() != self._pid
 
     def _work(self) -> None:
         while (kind := self._next()) is not None:

@@ -41,7 +41,7 @@ _RESUME_S = 60.0
 _RESUME_SHARE = 0.5
 _SETTLE_S = 150.0
 _FREEZE_S = 150.0
-# A wait that is shorter is no phase of a start.
+# A wait that is shorter is no phase of a start, and is not told.
 _TOLD_S = 0.1
 # A template that was just removed is looked up, or made, anew.
 _LOOKS = 3
@@ -60,6 +60,8 @@ class Start(Protocol):
     timeout_s: float
     timings: dict[str, float]
     stage: str
+    has_run: bool
+    """Whether the hypervisor has taken the machine and let it run."""
 
     def boot(self, spec: MachineSpec, *, phase: str = "boot", timeout_s: float | None = None) -> None:
         """Create the machine and connect to its guest."""
@@ -138,10 +140,15 @@ class WarmStart:
     def _make_in_turn(self, place: Place) -> tuple[Template, Facts] | None:
         """The template; None if there is none, and none can be made."""
         start, templates = self._start, self._templates
-        start.enter("turn")
         began = time.monotonic()
         patience_s = _TURN_FACTOR * start.timeout_s
-        with place.turn(patience_s, start.check) as is_ours:
+
+        def check() -> None:
+            start.check()
+            if time.monotonic() - began >= _TOLD_S and start.stage != "turn":
+                start.enter("turn")
+
+        with place.turn(patience_s, check) as is_ours:
             if (waited_s := time.monotonic() - began) >= _TOLD_S:
                 start.timings["shared"] = waited_s
             # Others may have made it meanwhile, or have found that it cannot be made.
@@ -189,7 +196,11 @@ class WarmStart:
             start.timings = {**outer, "template": time.monotonic() - began}
 
     def _is_of_freezing(self, error: VmfestError) -> bool:
-        """Whether the machine may well boot where it is not to be frozen."""
+        """Whether the machine may well boot where it is not to be frozen.
+
+        What happens while it boots would have happened to any other machine.
+        """
         if isinstance(error, (NotSupportedError, DriverUnavailableError, MachineExistsError)):
             return False
-        return self._start.stage == "template" or isinstance(error, (DriverError, StoreError))
+        refused = not self._start.has_run and isinstance(error, (DriverError, StoreError))
+        return refused or self._start.stage == "template"

@@ -42,7 +42,7 @@ FAILED_S = 24 * 3600
 """What could not be frozen is not tried again for so long."""
 
 # Counted up when what is done before a freeze, or how it is kept, changes.
-_FORMAT = 2
+_FORMAT = 3
 _FACTS = "template.json"
 _LOCK = "lock"
 _FAILED = ".failed"
@@ -180,6 +180,21 @@ class Template:
             os.close(handle)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A kind of machine that could not be frozen or resumed, and boots therefore."""
+
+    kind: str
+    reason: str
+    since: float
+    """In seconds since the epoch."""
+
+    @property
+    def image(self) -> str:
+        """The image's name."""
+        return self.kind.rpartition("-")[0]
+
+
 class Place:
     """Where templates of one kind of machine are, of which the newest that is whole counts."""
 
@@ -248,12 +263,8 @@ class Place:
 
     def failure(self) -> str:
         """Why there is none, if it was tried not long ago; else empty."""
-        try:
-            if time.time() - self._failure_file.stat().st_mtime < FAILED_S:
-                return self._failure_file.read_text()
-        except OSError:
-            pass
-        return ""
+        failure = _failure_in(self._failure_file)
+        return failure.reason if failure else ""
 
     @property
     def _failure_file(self) -> Path:
@@ -366,12 +377,27 @@ def tidy(home: Path) -> list[str]:
     return removed
 
 
+def failures_in(home: Path) -> list[Failure]:
+    """What machines of the store boot for at present, the latest first."""
+    found = [_failure_in(path) for path in (home / "templates").glob(f"*{_FAILED}")]
+    return sorted((failure for failure in found if failure), key=lambda failure: -failure.since)
+
+
 def forget_failures(home: Path, *, older_than_s: float = -1) -> None:
     """Have all tried again that could not be frozen."""
     for path in (home / "templates").glob(f"*{_FAILED}"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > older_than_s:
                 path.unlink()
+
+
+def _failure_in(path: Path) -> Failure | None:
+    """What is noted in a file, if that still counts."""
+    with suppress(OSError):
+        since = path.stat().st_mtime
+        if time.time() - since < FAILED_S:
+            return Failure(path.name.removesuffix(_FAILED), path.read_text(errors="replace"), since)
+    return None
 
 
 def users_in(home: Path) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from pytest_vmfest.drivers.base import DriverSettings
 from pytest_vmfest.drivers.qemu import QemuDriver
 from pytest_vmfest.drivers.qemu.record import Record, Store
 from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
-from pytest_vmfest.warm.templates import Template, templates_in
+from pytest_vmfest.warm.templates import FAILED_S, Place, Template, templates_in
 
 
 @pytest.fixture
@@ -105,9 +105,52 @@ def test_json(make, use):
             "bytes_on_disk": template.bytes_on_disk,
             "last_used": round(used, 3),
             "machines": ["db-0"],
+            "failure": None,
         }
     ]
     assert template.bytes_on_disk >= 8192
+
+
+def fail(home, kind, reason, ago_s=0.0):
+    """Notes that a kind of machine cannot be frozen; returns when."""
+    Place(home, kind).note_failure(reason)
+    moment = time.time() - ago_s
+    os.utime(home / "templates" / f"{kind}.failed", (moment, moment))
+    return round(moment, 3)
+
+
+def test_what_could_not_be_frozen(make, home):
+    """It is told below the templates, with the reason, as long as it is not tried again; then it is not."""
+    fail(home, "web-1-111111111111", "web-1 cannot be frozen: no room\nat all", ago_s=7300)
+    fail(home, "old-222222222222", "long ago", ago_s=FAILED_S + 1)
+    result = vmfest("list")
+    told = "web-1-111111111111: not frozen, found out 2 h ago: web-1 cannot be frozen: no room\n  at all\n"
+    assert (result.exit_code, result.stdout) == (0, told)
+    assert "vmfest template remove --all" in result.stderr
+    assert "There are no templates" not in result.stderr
+    make("tiny-1")
+    head, row, *rest = vmfest("list").stdout.splitlines(keepends=True)
+    assert (head.split()[0], row.split()[0], "".join(rest)) == ("NAME", "tiny-1", told)
+    vmfest("remove", "--all")
+    result = vmfest("list")
+    assert result.stdout == ""
+    assert "There are no templates" in result.stderr
+
+
+def test_what_could_not_be_frozen_for_programs(make, home):
+    """A row of the same form, with the reason; templates have none."""
+    make("tiny-1")
+    since = fail(home, "web-1-111111111111", "no room", ago_s=60)
+    template, failed = json.loads(vmfest("list", "--json").stdout)
+    assert template.keys() == failed.keys()
+    assert template["failure"] is None
+    said = {key: failed[key] for key in ("name", "image", "failure", "last_used")}
+    assert said == {
+        "name": "web-1-111111111111",
+        "image": "web-1",
+        "failure": "no room",
+        "last_used": pytest.approx(since, abs=0.002),
+    }
 
 
 def test_one_that_is_not_whole(make):

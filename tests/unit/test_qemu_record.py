@@ -49,6 +49,7 @@ def store(tmp_path):
         Record(SPEC, saved=True, starting=True),
         Record(replace(SPEC, freeze_to=Path("/store/templates/tiny-1"))),
         Record(replace(SPEC, thaw_from=Path("/store/templates/tiny-1")), was_on=True, late_s=1.5),
+        Record(SPEC, was_on=True, halted={"running:here": 1.25}),
         Record(replace(SPEC, image=replace(SPEC.image, direct_boot=None), nics=())),
     ],
 )

@@ -1,20 +1,24 @@
 """Starts by way of a template, on a driver without a hypervisor that can freeze its machines."""
 
+import re
 import struct
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from pytest_vmfest import FakeDriver, GroupStartError, Server, StartError
-from pytest_vmfest.drivers.base import DriverSettings
+from pytest_vmfest.drivers.base import DriverSettings, MachineState
 from pytest_vmfest.drivers.fake import FakeFault
+from pytest_vmfest.drivers.refusals import wrong_state
 from pytest_vmfest.errors import DriverError, NotSupportedError, ThawError
 from pytest_vmfest.remote import Completed
 from pytest_vmfest.request import VmRequest
 from pytest_vmfest.startup import Startup
-from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.waiting import Deadline, wait_for
 from pytest_vmfest.warm.templates import Templates, templates_in
 
 PATIENCE_S = 20
@@ -85,7 +89,7 @@ def driver(tmp_path):
     driver = FreezingDriver(DriverSettings(tmp_path))
     driver.respond(r"(?s).*/proc/stat.*", "")
     driver.respond(r"chmod 755 /var/lib/vmfest/mend", "")
-    driver.respond(r"(?s)hostname > /dev/null\nsed .*", "")
+    driver.respond(r"(?s)ip link > /dev/null\n.*", "")
     driver.respond(r"/var/lib/vmfest/mend .*", Completed(0, struct.pack("<qq", 10**9, 0), b""))
     driver.respond(r"(?s)/var/lib/vmfest/mend .*machine-id.*", "")
     return driver
@@ -282,6 +286,47 @@ def test_a_hypervisor_that_refuses_while_a_template_is_made(server, driver, told
         assert next(iter(node.timings)) == "template"
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_machine_that_dies_while_it_boots_for_a_template(server, driver, told, monkeypatch, retries):
+    """It is told, and replaced, as one is that is to become no template; a later one makes that."""
+    server.boot_retries = retries
+    died = []
+
+    def remote(name, *arguments, **more):
+        if not died:
+            died.append(name)
+            raise wrong_state(name, MachineState.POWERED_OFF, "be reached")
+        return FakeDriver.remote(driver, name, *arguments, **more)
+
+    monkeypatch.setattr(driver, "remote", remote)
+    if retries:
+        server.launch(image="tiny").destroy()
+        [text] = texts(told)
+        assert text.startswith("did not come up: stage running")
+    else:
+        with pytest.raises(StartError, match="powered off and cannot be reached"):
+            server.launch(image="tiny")
+        assert told == []
+        server.launch(image="tiny").destroy()
+    assert ways(driver) == ["make", "make", "resume"]
+
+
+def test_the_seconds_of_a_start_that_has_waited_for_others(server, driver):
+    """They are those since the request; what is told of the boot is its own."""
+    server.launch("one", image="tiny").destroy()
+    templates_in(server.home)[0].give_up()
+    place = Templates(driver, lambda step: None).place_of(driver.created[0])
+    driver.inject(FakeFault.PANICS, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        with place.turn(PATIENCE_S, lambda: None):
+            waiting = pool.submit(server.launch, "db", image="tiny")
+            time.sleep(0.5)
+        error = waiting.exception(PATIENCE_S)
+    assert isinstance(error, StartError)
+    assert error.elapsed_s > 0.3
+    assert re.search(r"stage: running, after 0\.[0-2] s of 30 s; 0\.\d s since it was asked for", str(error))
+
+
 def test_a_kept_machine_that_did_not_boot_leaves_no_template(server, driver):
     """The machine is there to be looked at; what was begun of the template is not."""
     driver.inject(FakeFault.PANICS, times=1)
@@ -327,6 +372,32 @@ def test_who_waits_for_a_template_tells_how_long(server, driver, monkeypatch):
         lists = [list(node.timings) for node in group.values()]
     assert sorted(phases[0] for phases in lists) == ["shared", "template"]
     assert [phases[1:] for phases in lists] == [["clone", "resume", "network"]] * 2
+
+
+def test_that_a_node_waits_is_told_only_if_it_does(server, driver):
+    """Who makes the template itself is not said to wait for others."""
+    said = {"one": [], "two": []}
+    others = threading.Event()
+
+    def launch(name):
+        request, model = VmRequest(), server.image("tiny")
+        server.launch_request(
+            request, model, name=name, progress=lambda step: said[name].append(step.text)
+        ).destroy()
+
+    driver.on_freeze = lambda name: others.wait(PATIENCE_S)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(launch, "one")
+        freezing = "freezing it, as a template for others"
+        wait_for(lambda: freezing in said["one"], Deadline(PATIENCE_S), what="the first to be at it")
+        two = pool.submit(launch, "two")
+        waiting = "waiting for others who make its template"
+        wait_for(lambda: waiting in said["two"], Deadline(PATIENCE_S), what="the second to wait")
+        others.set()
+        one.result()
+        two.result()
+    assert waiting not in said["one"]
+    assert said["two"].count(waiting) == 1
 
 
 @pytest.fixture

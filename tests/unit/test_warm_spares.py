@@ -1,5 +1,6 @@
 """Nodes that are ready before somebody asks for them, on the fake driver."""
 
+import os
 import threading
 import time
 
@@ -186,6 +187,26 @@ def test_the_end(server, spares):
     assert begun.wait(PATIENCE_S)
     spares.close()
     assert count(server) == 1
+    node.destroy()
+
+
+def test_a_process_that_a_test_forks(server, spares):
+    """It has no spares: those that are ready are its parent's, and stay."""
+    spares.want(kind(server))
+    wait_for(lambda: len(spares._ready) == 2, Deadline(PATIENCE_S), what="both to be ready")
+    broken = []
+    spares._over.when_set(lambda: broken.append("off"))
+    child = os.fork()
+    if child == 0:
+        taken = spares.take("a")
+        spares.want(kind(server, "b"))
+        given = spares.give_back()
+        spares.close()
+        # Not by sys.exit: the rest is the parent's.
+        os._exit(0 if (taken, given, count(server), broken) == (None, False, 2, []) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    node = await_ready(spares)
+    assert node.check_output("hostname") == "vm"
     node.destroy()
 
 

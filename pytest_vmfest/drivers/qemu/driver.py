@@ -319,8 +319,11 @@ class QemuDriver(Driver):
         check_snapshot_name(snapshot, self._snapshots(machine, state), name)
         if state in ON:
             mode = Mode.RUNNING if state is MachineState.RUNNING else Mode.PAUSED
+            tag = Snapshot(snapshot, mode).tag
             with self._runner.monitor(machine) as monitor:
-                snapshots.save(monitor, Snapshot(snapshot, mode).tag, deadline)
+                snapshots.save(monitor, tag, deadline)
+                halted = {**machine.halted, tag: monitor.halted}
+            self._store.save(replace(machine, halted=halted))
         elif state is MachineState.SAVED:
             raise wrong_state(name, state, "have a snapshot taken: start it, or power it down")
         else:
@@ -433,10 +436,8 @@ class QemuDriver(Driver):
                 if state is MachineState.RUNNING:
                     monitor.execute("cont")
                 raise
-            stopped = snapshots.taken(monitor, target.tag)
-            if target.mode is Mode.RUNNING:
-                monitor.execute("cont")
-        self._store.save(replace(machine, late_s=time.time() - stopped))
+            resumed = monitor.go_on() if target.mode is Mode.RUNNING else time.time()
+        self._store.save(replace(machine, late_s=resumed - machine.halted.get(target.tag, resumed)))
 
 
 def _check_supported(spec: MachineSpec) -> None:

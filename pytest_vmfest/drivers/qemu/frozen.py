@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import shutil
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,8 +121,8 @@ def freeze(monitor: Monitor, machine: Record, target: Path, deadline: Deadline) 
 
     Its process is to be ended then, and the rest moved by `take_over`.
     """
-    monitor.execute("stop")
-    facts = Facts(machine.mac or mac_address(machine.spec.name), stopped=time.time())
+    monitor.halt()
+    facts = Facts(machine.mac or mac_address(machine.spec.name), stopped=monitor.halted)
     _leave_memory_out(monitor, True)
     monitor.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(target / STATE))}"})
 

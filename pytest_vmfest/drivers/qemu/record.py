@@ -12,7 +12,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.drivers.refusals import no_machine
 from pytest_vmfest.errors import (
@@ -24,6 +24,9 @@ from pytest_vmfest.errors import (
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.processes import Process
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DISK = "disk.qcow2"
 CONSOLE = "console.log"
@@ -46,7 +49,8 @@ class Record:
     reached on loopback while ``process`` lives. Without ``process``, ``saved`` says whether memory waits
     on disk. ``was_on`` says whether its guest ever ran. Of a machine that goes on from a frozen one, ``mac``
     is the address of slot 0 there, and ``stopped`` when that was halted; ``late_s`` is for how many seconds
-    the guest had stood still before it last went on.
+    the guest had stood still before it last went on. ``halted`` tells by snapshot with memory when the guest
+    was halted for it.
     """
 
     spec: MachineSpec
@@ -59,6 +63,7 @@ class Record:
     mac: str | None = None
     stopped: float | None = None
     late_s: float = 0.0
+    halted: Mapping[str, float] = field(default_factory=dict)
 
     def off(self, *, saved: bool = False) -> Record:
         """The record of the machine when no process of it is left."""
@@ -177,6 +182,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         "mac": record.mac,
         "stopped": record.stopped,
         "late_s": record.late_s,
+        "halted": dict(record.halted),
         "freeze_to": _text(spec.freeze_to),
         "thaw_from": _text(spec.thaw_from),
     }
@@ -218,6 +224,7 @@ def _from_json(data: dict[str, Any]) -> Record:
         mac=data.get("mac"),
         stopped=data.get("stopped"),
         late_s=data.get("late_s", 0.0),
+        halted=data.get("halted", {}),
     )
 
 

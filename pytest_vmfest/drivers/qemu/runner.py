@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -98,8 +97,8 @@ class Runner:
             self._store.save(running)
             machine = replace(machine, was_on=True)
             if source is not None:
-                monitor.execute("cont")
-                running = replace(running, late_s=time.time() - (machine.stopped or time.time()))
+                resumed = monitor.go_on()
+                running = replace(running, late_s=resumed - (machine.stopped or resumed))
                 self._store.save(running)
             return running
         except BaseException:

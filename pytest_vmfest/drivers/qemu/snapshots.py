@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.qemu.command import DISK_NODE
 from pytest_vmfest.errors import DriverError
@@ -69,20 +69,9 @@ def parse_tags(tags: Iterable[str]) -> dict[str, Snapshot]:
 
 def live_tags(monitor: Monitor) -> list[str]:
     """The tags in the disk file of a running machine, oldest first."""
-    return [entry["name"] for entry in _entries(monitor)]
-
-
-def taken(monitor: Monitor, tag: str) -> float:
-    """When the snapshot of a running machine was taken, in seconds since the epoch."""
-    [entry] = [entry for entry in _entries(monitor) if entry["name"] == tag]
-    return float(entry["date-sec"] + entry["date-nsec"] / 1e9)
-
-
-def _entries(monitor: Monitor) -> list[dict[str, Any]]:
-    """What QEMU tells of each snapshot in the disk file (QMP reference, ``SnapshotInfo``)."""
     for node in monitor.execute("query-named-block-nodes", {"flat": True}):
         if node.get("node-name") == DISK_NODE:
-            return list(node["image"].get("snapshots", []))
+            return [entry["name"] for entry in node["image"].get("snapshots", [])]
     return []
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def keep(
         copying.wait_for_completion(_CANCEL_MS)
         clean_up_after(error, copy.close)
         raise
-    with connection.registry_lock():
+    with connection.registry_lock(), suppress(Exception):  # `Media.sweep` may have closed it
         copy.close()
     facts = Facts(tuple(mac_of(machine, slot) for slot in range(slots)))
     with writing_to(target):
