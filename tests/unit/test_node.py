@@ -175,8 +175,8 @@ def test_a_clock_that_is_wrong_after_a_revert(server, node, monkeypatch, early_s
         corrections.append(int(seconds) + int(microseconds) / 1e6)
         return ""
 
-    server.driver.respond(r"(?s)if ! /var/lib/vmfest/mend .*", woken)
-    server.driver.respond(r"/var/lib/vmfest/mend .*", corrected)
+    server.driver.respond(r"/var/lib/vmfest/mend 1 500000 \w+", woken)
+    server.driver.respond(r"/var/lib/vmfest/mend -?\d+ \d+ ?", corrected)
     monkeypatch.setattr(server.driver, "lateness_s", lambda name: 1.5)
     node.snapshot("here")
     node.revert("here")
