@@ -306,7 +306,9 @@ class Templates:
         """Whether the store has room for another template; if not, that is told."""
         free_mib, wanted_mib = shutil.disk_usage(self.home).free >> 20, spec.hardware.memory_mib + _SPARE_MIB
         if free_mib < wanted_mib:
-            self.tell(f"a template may take {wanted_mib} MiB, and {free_mib} MiB are free in {self.home}")
+            wanted = f"a template may take {wanted_mib} MiB"
+            # What is free changes all the time.
+            self.tell(f"{wanted}, and {free_mib} MiB are free in {self.home}", about=wanted)
         return free_mib >= wanted_mib
 
     def cannot_make(self, place: Place, reason: str, *, ever: bool) -> None:
@@ -341,12 +343,15 @@ class Templates:
         """Machines of that kind boot in this process, which need not be told."""
         self._hopeless.add(place.kind)
 
-    def tell(self, reason: str) -> None:
-        """Tell, unless it was told before, why machines boot instead of resuming."""
+    def tell(self, reason: str, *, about: str = "") -> None:
+        """Tell, unless it was told before, why machines boot instead of resuming.
+
+        ``about`` is what reasons have in common of which one is enough; without, that is the reason itself.
+        """
         with self._lock:
-            if reason in self._told:
+            if (about or reason) in self._told:
                 return
-            self._told.add(reason)
+            self._told.add(about or reason)
         self._news(Step("templates", f"machines boot: {reason}"))
 
 

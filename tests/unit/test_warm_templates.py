@@ -1,9 +1,11 @@
 """Templates in the store: which are whole, who has them to himself, which are removed."""
 
 import os
+import re
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -284,3 +286,20 @@ def test_one_that_is_being_made_is_left_alone(tmp_path):
 def test_the_drivers_whose_machines_stand_on_templates():
     """They are among those that can freeze at all."""
     assert set(STANDING_ON_TEMPLATES) <= {name for name in DRIVERS if driver_class(name).freezes}
+
+
+def test_no_room_is_told_once(driver, spec, monkeypatch):
+    """Also when what is free has changed meanwhile; for larger machines it is told anew."""
+    told, free_mib = [], iter(range(1000, 0, -1))
+    monkeypatch.setattr(
+        templates.shutil, "disk_usage", lambda home: SimpleNamespace(free=next(free_mib) << 20)
+    )
+    found = Templates(driver, told.append)
+    for hardware in ("micro", "micro", "small", "micro"):
+        assert not found.fits(replace(spec, hardware=HARDWARE[hardware]))
+    assert [
+        re.search(r"may take (\d+) MiB, and (\d+) MiB are free", step.text).groups() for step in told
+    ] == [
+        ("1024", "1000"),
+        ("1536", "998"),
+    ]
