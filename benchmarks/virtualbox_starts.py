@@ -55,7 +55,7 @@ def ours(server: Server) -> dict[str, float]:
 
 
 def whole(server: Server) -> dict[str, float]:
-    """What a test's fixture does: a machine from request to first command, with all that is set right in it."""
+    """What a fixture does: a machine from request to first command, with all that is set right in it."""
     clock = Clock()
     with server.launch("benchmark", image="tiny", hardware=HARDWARE) as node:
         assert node.run(FRESH).exit_status == 7, "this is not the machine that it should be"
