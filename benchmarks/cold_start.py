@@ -13,9 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import paramiko
 import psutil
-from common import print_machine, print_table, spread
+from common import log_in, print_machine, print_table, spread
 
 from pytest_vmfest import Server
 from pytest_vmfest.specs import ImageModel
@@ -72,33 +71,14 @@ def bare(image: ImageModel, memory_mib: int) -> float:
              "-nic", "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:0-:22"],
         )  # fmt: skip
         try:
-            while True:
-                client = paramiko.SSHClient()
-                client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
-                try:
-                    client.connect(
-                        "127.0.0.1", _port(qemu.pid), image.login.username,
-                        key_filename=str(image.login.private_key), timeout=1, banner_timeout=1,
-                        look_for_keys=False, allow_agent=False,
-                    )  # fmt: skip
-                    client.exec_command("true")[1].channel.recv_exit_status()
-                    return time.perf_counter() - began
-                except (OSError, EOFError, LookupError, paramiko.SSHException):
-                    time.sleep(0.1)
-                finally:
-                    client.close()
+            client = log_in(image, qemu.pid)
+            client.exec_command("true")[1].channel.recv_exit_status()
+            taken = time.perf_counter() - began
+            client.close()
+            return taken
         finally:
             qemu.kill()
             qemu.wait()
-
-
-def _port(pid: int) -> int:
-    ports = [
-        c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN
-    ]
-    if not ports:
-        raise LookupError("not listening yet")
-    return ports[0]
 
 
 def main() -> None:
@@ -106,7 +86,7 @@ def main() -> None:
     import logging
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-    with Server() as server:
+    with Server(cold=True) as server:
         image = server.image("tiny")
         print_machine(
             server.driver.describe(), f"{ROUNDS} rounds after 1 warm-up, interleaved; all starts cold"

@@ -1,20 +1,25 @@
-"""What the benchmarks share: the machine's state, and a table that can be pasted into the README."""
+"""What the benchmarks share: the machine's state, a table for the README, and QEMU and SSH by hand."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+import paramiko
 import psutil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pytest_vmfest.specs import ImageModel
 
 
 def print_machine(*remarks: str) -> None:
@@ -50,3 +55,44 @@ def spread(values: Sequence[float], unit: str, scale: float = 1.0, digits: int =
     """Median, with the smallest and largest value."""
     low, middle, high = min(values) * scale, statistics.median(values) * scale, max(values) * scale
     return f"{middle:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def log_in(image: ImageModel, pid: int, limit_s: float = 120) -> paramiko.SSHClient:
+    """Plain paramiko in a loop, as a test author would, to the way that the QEMU ``pid`` has opened."""
+    end = time.monotonic() + limit_s
+    while True:
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        try:
+            client.connect(
+                "127.0.0.1", _port(pid), image.login.username,
+                key_filename=str(image.login.private_key), timeout=1, banner_timeout=1,
+                look_for_keys=False, allow_agent=False,
+            )  # fmt: skip
+            return client
+        except (OSError, EOFError, LookupError, paramiko.SSHException):
+            client.close()
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def _port(pid: int) -> int:
+    ports = [
+        c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN
+    ]
+    if not ports:
+        raise LookupError("not listening yet")
+    return ports[0]
+
+
+def tell(line: IO[str], command: str, **arguments: object) -> Any:
+    """One QMP command by hand."""
+    line.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+    line.flush()
+    while True:
+        answer = json.loads(line.readline())
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        if "return" in answer:
+            return answer["return"]

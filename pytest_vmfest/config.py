@@ -126,6 +126,15 @@ class Settings:
         "how often a machine that does not come up is replaced by a fresh one, which has the same time",
         metavar="N",
     )
+    cold: bool = _option(
+        False, "boot every machine, also where it could resume from a template in a fraction of the time"
+    )
+    spares: int = _option(
+        0,
+        "keep N machines ready, while tests run, of the kind that was asked for last; a test that finds one "
+        "does not wait",
+        metavar="N",
+    )
     artifacts: Path | None = _option(  # noqa: RUF009 - a field, like the others
         None,
         "keep consoles, commands and screens of failing tests' machines in DIR/<run>/<test>/<node>; "

@@ -15,6 +15,7 @@
     ├── DriverError               the hypervisor refused or failed
     │   ├── DriverUnavailableError  not installed, or not usable here
     │   ├── NotSupportedError     this driver cannot do that
+    │   ├── ThawError             a machine cannot go on from a frozen one
     │   ├── MachineNotFoundError
     │   ├── MachineExistsError
     │   └── MachineStateError     not possible in the machine's present state
@@ -33,7 +34,7 @@
     └── DestroyError              something of a machine is still there
 
 Trouble of the infrastructure, whatever a test does (`VmfestError.infrastructure`), are: StoreError,
-ImageFetchError, ImageBuildError, DriverError and DriverUnavailableError (not the others below it),
+ImageFetchError, ImageBuildError, DriverError, DriverUnavailableError and ThawError (not the others below it),
 StartError, GroupStartError, DestroyError; and of MachineGoneError and MachineStateError those that are raised
 because the hypervisor died under the machine, or has halted it by itself.
 """
@@ -131,6 +132,10 @@ class NotSupportedError(DriverError):
     infrastructure = False
 
 
+class ThawError(DriverError):
+    """A machine cannot go on from a frozen one: that is gone, damaged, or does not fit this host."""
+
+
 class MachineNotFoundError(DriverError):
     """There is no machine of that name."""
 
@@ -207,7 +212,7 @@ class WaitTimeoutError(VmfestError):
 class StartError(VmfestError):
     """A machine did not become a connected node.
 
-    ``stage`` is one of created, running, kernel, login, network, init_script;
+    ``stage`` is one of turn, created, running, kernel, login, template, network, init_script;
     ``elapsed_s`` the seconds since the request; ``console_tail`` the last lines of the guest's console, and
     ``console`` all of it; ``node`` and ``machine`` are the names; ``kept`` has the name of the machine if it
     was left as it is.

@@ -52,7 +52,8 @@ class Instance:
         """
         self._driver = driver
         self._find_image = image
-        self._console_start = 0
+        self.console_start = 0
+        """How long the console was when it was last started by this object: its template's, if it has one."""
         self.name = name
         self.expected: list[re.Pattern[str]] = []
         """What `expect_console` allows its console to say."""
@@ -98,7 +99,7 @@ class Instance:
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Power on, or go on from the saved state. Does not wait for the guest's services."""
-        self._console_start = len(self.console())
+        self.console_start = len(self.console())
         self._driver.start(self.name, Deadline(timeout_s))
 
     def pause(self) -> None:
@@ -140,7 +141,7 @@ class Instance:
 
     def console_since_start(self) -> str:
         """What the guest wrote since this object started it, or went back to a snapshot."""
-        return self.console()[self._console_start :]
+        return self.console()[self.console_start :]
 
     def console_tail(self, lines: int = 15) -> str:
         """The console's last lines; empty if there is nothing, or no machine any more."""
@@ -189,7 +190,7 @@ class Instance:
     def revert(self, name: str, timeout_s: float = SNAPSHOT_TIMEOUT_S) -> None:
         """Go back to the snapshot ``name``, memory included."""
         self._driver.revert(self.name, name, Deadline(timeout_s))
-        self._console_start = len(self.console())
+        self.console_start = len(self.console())
 
     def snapshots(self) -> list[str]:
         """Names of the snapshots, oldest first."""

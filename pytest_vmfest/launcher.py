@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_vmfest.node import Node
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.startup import FailedBoot, Plan
+    from pytest_vmfest.waiting import Cancellation
+    from pytest_vmfest.warm.templates import Templates
 
 # Others give memory back when their tests are through, which may take long.
 _ROOM_PATIENCE_S = 1800.0
@@ -30,7 +32,9 @@ class Launcher:
 
     ``boot_timeout_s`` is each machine's budget from its creation to its first command; a machine that does
     not come up is replaced by a fresh one up to ``boot_retries`` times, of which ``news`` is told. With
-    ``keep_failed`` a machine that failed to start is left as it is. ``progress`` is told each node's stages.
+    ``keep_failed`` a machine that failed to start is left as it is. With ``templates`` machines resume from
+    one, which the first makes; else they boot. With ``cancelled`` a single node waits for no memory, and is
+    given up (`GivenUpError`) when that is set. ``progress`` is told each node's stages.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Launcher:
         boot_timeout_s: float,
         boot_retries: int = 0,
         keep_failed: bool = False,
+        templates: Templates | None = None,
+        cancelled: Cancellation | None = None,
         progress: Progress = silent,
         news: Progress = silent,
     ) -> None:
@@ -48,6 +54,8 @@ class Launcher:
         self._boot_timeout_s = boot_timeout_s
         self._keep_failed = keep_failed
         self._boot_retries = boot_retries
+        self._templates = templates
+        self._cancelled = cancelled
         self._progress = progress
         self._news = news
 
@@ -62,7 +70,8 @@ class Launcher:
         if owner is None:
             return self._launch(plans)
         sizes = {plan.spec.name: plan.spec.hardware.memory_mib for plan in plans}
-        owner.make_room(sizes, _ROOM_PATIENCE_S)
+        spare = self._cancelled is not None
+        owner.make_room(sizes, 0.0 if spare else _ROOM_PATIENCE_S, spare=spare)
         try:
             return self._launch(plans)
         except BaseException:
@@ -92,6 +101,8 @@ class Launcher:
             plan,
             timeout_s=self._boot_timeout_s,
             keep=self._keep_failed,
+            templates=self._templates,
+            cancelled=self._cancelled,
             progress=self._progress,
             before=before,
             last=last,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _PANICKED = re.compile(
     r"^(.*Kernel panic - not syncing.*)$(?s:.*)---\[ end Kernel panic[^\n]*\s*\Z", re.MULTILINE
 )
+BREAKS_OFF = (MachineGoneError, ConsoleAlarmError, DriverUnavailableError)
+"""What is found while a command or a transfer runs, and ends it."""
+
 # How often a machine is looked at while a command or a transfer runs.
 _GUARD_S = 0.5
 
@@ -42,6 +45,8 @@ class Link:
         self._instance = instance
         self._remote: Remote | None = None
         self._lock = threading.Lock()
+        self.verify: Callable[[Remote, Deadline], None] = lambda remote, deadline: None
+        """Called with each new connection before it is used; may raise what then comes of the use."""
         self.watch: Callable[[bool], None] = lambda at_once: None
         """Called while a command or transfer runs, or a connection is waited for; may raise
         `ConsoleAlarmError` to break that off. Told whether to look although it has just looked."""
@@ -52,16 +57,25 @@ class Link:
         *,
         watch: Callable[[], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
+        is_new: bool = False,
     ) -> Remote:
         """The connection, made within ``deadline`` if there is none that lives.
 
+        That the machine ``is_new`` at its address saves looking who answers there: nobody else can, so soon.
         Besides the errors of `pytest_vmfest.ssh.connect`: `MachineGoneError` at once when the machine stops
         running or its kernel panics, and whatever ``watch`` raises.
         """
         with self._lock:
             if self._remote is None or not self._remote.alive:
                 self._close()
-                self._remote = self._connect(deadline, watch, on_stage)
+                remote = self._connect(deadline, watch, on_stage)
+                try:
+                    if not is_new:
+                        self.verify(remote, deadline)
+                except BaseException:
+                    remote.close()
+                    raise
+                self._remote = remote
             return self._remote
 
     @contextmanager
@@ -74,14 +88,14 @@ class Link:
         self.watch(False)
         remote = self.remote(deadline)
         done = threading.Event()
-        trouble: list[MachineGoneError | ConsoleAlarmError | DriverUnavailableError] = []
+        trouble: list[VmfestError] = []
 
         def guard() -> None:
             while not done.wait(_GUARD_S):
                 try:
                     self._check_alive(paused_too=True)
                     self.watch(False)
-                except (MachineGoneError, ConsoleAlarmError, DriverUnavailableError) as error:
+                except BREAKS_OFF as error:
                     trouble.append(error)
                     remote.close()
                     return
@@ -104,6 +118,12 @@ class Link:
             done.set()
             if watchman.ident is not None:
                 watchman.join()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection that stands, as far as is known without asking the guest."""
+        remote = self._remote
+        return remote is not None and remote.alive
 
     def drop(self) -> None:
         """Close the connection; the next use makes a new one."""

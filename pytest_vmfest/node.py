@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from contextlib import suppress
@@ -13,17 +14,18 @@ from pytest_vmfest.errors import (
     CommandError,
     CommandTimeoutError,
     ConnectionLostError,
-    ConsoleAlarmError,
+    HostKeyError,
     MachineGoneError,
     RemoteError,
     WaitTimeoutError,
 )
 from pytest_vmfest.journal import Journal
-from pytest_vmfest.link import Link
+from pytest_vmfest.link import BREAKS_OFF, Link
 from pytest_vmfest.openssh import ssh_words
 from pytest_vmfest.remote import ENCODING, ENCODING_ERRORS, CommandResult
 from pytest_vmfest.shell import command_text, compose
 from pytest_vmfest.waiting import Deadline, wait_for
+from pytest_vmfest.warm import mending
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from pytest_vmfest.remote import Remote
     from pytest_vmfest.specs import ImageModel
 
+# In there a guest has its machine's name, until it boots anew: the folder is in memory.
+_NAME_FILE = "/run/vmfest/instance"
+_NAME_MARK = "vmfest machine "
+_VERIFY_S = 20.0
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -62,8 +68,9 @@ class Node:
         self.timings: dict[str, float] = {}
         """Seconds that each phase took, in turn: clone, boot, ssh, network, init_script.
 
-        First of all ``failed_start``, if other machines did not come up before. Empty if another process has
-        started it.
+        A node that resumed from a template has ``resume`` for ``boot``, and first ``template`` if it has made
+        that, or ``shared`` if it has waited for others who did. Before all is ``failed_start``, if other
+        machines did not come up. Empty if another process has started it.
         """
         self.began = 0.0
         """When the first of these phases began, in seconds since the epoch."""
@@ -178,7 +185,7 @@ class Node:
                 stdout=error.stdout,
                 stderr=error.stderr,
             ) from None
-        except (MachineGoneError, ConsoleAlarmError) as error:
+        except BREAKS_OFF as error:
             # How the connection was closed for it, by us, explains nothing.
             raise error.with_traceback(None) from None
         result = CommandResult(
@@ -316,9 +323,18 @@ class Node:
         self.instance.revert(name)
         if self.instance.state is MachineState.RUNNING:
             deadline = Deadline(self._connect_timeout_s)
-            with self._using(deadline):
-                pass  # connecting may take seconds, by which the guest's clock would be late
-            self._as_root(f"date -u -s @{round(time.time())} >/dev/null", deadline)
+            # Connecting may take seconds, by which the guest's clock would be late.
+            self._link.remote(deadline, is_new=True)
+            late_s = self.instance.driver.lateness_s(self.instance.name)
+            began = time.time()
+            now = mending.clock_of(self._as_root(mending.wake_script(late_s), deadline))
+            ended = time.time()
+            if late_s is None:
+                mending.set_clock(lambda command: self._as_root(command, deadline))
+            # It may have been wrong when the snapshot was taken; and QEMU's emulated time stamp counter does
+            # not go back with a snapshot, so that guests who tell the time by that are early.
+            elif now is not None and not began <= now <= ended:
+                self._as_root(mending.mend_command(ended - now), deadline)
 
     def console(self) -> str:
         """All that the guest wrote to its first serial port."""
@@ -361,20 +377,53 @@ class Node:
         """Call ``look``, as `Link.watch`, while commands and transfers run; it may break them off."""
         self._link.watch = look
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that stands, as far as is known without asking the guest."""
+        return self._link.is_up
+
     def disconnect(self) -> None:
         """Close the connection: a command or transfer that runs on it ends with `ConnectionLostError`."""
         self._link.drop()
 
-    def introduce(self, deadline: Deadline) -> None:
-        """Give the guest its host name, its private addresses and the names of its group."""
-        self._as_root(self.introduction.script, deadline)
+    def introduce(self, deadline: Deadline, *, was: Sequence[str] | None = None) -> None:
+        """Give the guest its host name, its private addresses and the names of its group.
 
-    def run_script(self, text: str, deadline: Deadline) -> None:
-        """Run shell text as root; `CommandError` unless it succeeds."""
+        One that was resumed from a template is made itself first; ``was`` are the addresses then that its
+        private NICs have from there.
+        """
+        text = self.introduction.script(was or ())
+        late_s = None
+        if was is not None:
+            late_s = self.instance.driver.lateness_s(self.instance.name)
+            text = mending.script(late_s) + "\n" + text
+        folder = _NAME_FILE.rpartition("/")[0]
+        text += (
+            f"\n[ -d {folder} ] || mkdir -p {folder}\necho {_NAME_MARK}{self.instance.name} > {_NAME_FILE}"
+        )
         self._as_root(text, deadline)
+        if was is not None and late_s is None:
+            mending.set_clock(lambda command: self._as_root(command, deadline))
+        self._link.verify = self._verify
 
-    def _as_root(self, text: str, deadline: Deadline) -> None:
-        self._run(text, user="root", check=True, timeout_s=deadline.timeout())
+    def _verify(self, remote: Remote, deadline: Deadline) -> None:
+        """Refuse a guest that is another machine's; one that has booted anew knows no name."""
+        soon = deadline.at_most(_VERIFY_S)
+        told = remote.execute(f"cat {_NAME_FILE}", input=None, deadline=soon).stdout.decode(errors="replace")
+        found = re.search(rf"^{_NAME_MARK}(\S+)$", told, re.MULTILINE)
+        if found and found[1] != self.instance.name:
+            raise HostKeyError(
+                f"{self.name}: another machine, {found[1]}, answers at {self.instance.endpoint()}",
+                hint="has its port been given to another one meanwhile?",
+            )
+
+    def run_script(self, text: str, deadline: Deadline, *, input: bytes | None = None) -> bytes:
+        """Run shell text as root and return what it wrote; `CommandError` unless it succeeds."""
+        return self._as_root(text, deadline, input)
+
+    def _as_root(self, text: str, deadline: Deadline, input: bytes | None = None) -> bytes:
+        done = self._run(text, user="root", check=True, timeout_s=deadline.timeout(), input=input)
+        return done.stdout.encode(ENCODING, ENCODING_ERRORS)
 
     def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
         return self._link.using(deadline.at_most(self._connect_timeout_s))

@@ -11,16 +11,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_vmfest import guardian
-from pytest_vmfest.errors import StoreError, WaitTimeoutError
+from pytest_vmfest.errors import StoreError, VmfestError, WaitTimeoutError
 from pytest_vmfest.ledger import Kind, Ledger, MemoryLedger, Owner
 from pytest_vmfest.memory import limit_mib
 from pytest_vmfest.processes import Process
 from pytest_vmfest.progress import Step
 from pytest_vmfest.reaper import driver_of, reap, reap_dead
 from pytest_vmfest.waiting import Deadline
+from pytest_vmfest.warm.templates import tidy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from pytest_vmfest.drivers.base import Driver
@@ -50,16 +51,23 @@ class Ownership:
         self._ledger: Ledger | None = None
         self._guardian: Process | None = None
         self._reserved: set[str] = set()
+        self.when_full: Callable[[], bool] = lambda: False
+        """Called when there is no room; may remove what can be done without, and says whether it did."""
         self._lock = threading.RLock()  # to reap is to remove, which is told to us
 
-    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
+    def make_room(self, sizes: Mapping[str, int], patience_s: float, *, spare: bool = False) -> None:
         """Reserve memory, in MiB, for machines by name; wait for it while other processes' machines have it.
 
         Either for all of them or for none. Where this process's own machines have so much that waiting would
-        never end, it goes on, and says so. Raises `WaitTimeoutError` when memory was not free in time.
+        never end, it goes on, and says so, except for a ``spare``, which could be done without. Raises
+        `WaitTimeoutError` when memory was not free in time.
         """
         deadline, tries = Deadline(patience_s), 0
-        while (full := self._try_to_make_room(sizes)) is not None:
+        may_exceed = False
+        while (full := self._try_to_make_room(sizes, may_exceed=may_exceed)) is not None:
+            if not spare and (self.when_full() or not may_exceed):
+                may_exceed = True  # what could be done without is gone now
+                continue
             if deadline.expired:
                 raise WaitTimeoutError(
                     f"no room for {full}, for {patience_s:g} s",
@@ -72,8 +80,11 @@ class Ownership:
                 self._reap_dead()
             time.sleep(_ROOM_POLL_S)
 
-    def _try_to_make_room(self, sizes: Mapping[str, int]) -> str | None:
-        """Reserve memory if it is free; else say how much is wanted and in use."""
+    def _try_to_make_room(self, sizes: Mapping[str, int], *, may_exceed: bool) -> str | None:
+        """Reserve memory if it is free; else say how much is wanted and in use.
+
+        With ``may_exceed``, also if waiting would never end.
+        """
         wanted, limit = sum(sizes.values()), limit_mib()
         with self._lock:
             ours = self._guarded()
@@ -84,7 +95,7 @@ class Ownership:
                     for ledger in Ledger.all(self._driver.settings.home)
                     if ledger.path != ours.path
                 )
-                alone = own + wanted > limit
+                alone = may_exceed and own + wanted > limit
                 if used + wanted <= limit or alone:
                     for name, memory_mib in sizes.items():
                         ours.add(Kind.MACHINE, name, memory_mib)
@@ -97,6 +108,14 @@ class Ownership:
                     return None
         what = f"{len(sizes)} machines with {wanted} MiB" if len(sizes) > 1 else f"{wanted} MiB"
         return f"{what} of memory; {used} MiB of {limit} MiB are in use by machines"
+
+    def has_room(self, memory_mib: int) -> bool:
+        """Whether a machine with so much memory would have to wait for nobody, as things are now."""
+        with self._lock:
+            ledgers = {one.path: one for one in Ledger.all(self._driver.settings.home)}
+            if (ours := self._written()) is not None:
+                ledgers[ours.path] = ours
+            return sum(map(_memory_mib, ledgers.values())) + memory_mib <= limit_mib()
 
     def give_back(self, names: Iterable[str]) -> None:
         """Reserve no memory any more for those of the machines that were not even begun."""
@@ -196,6 +215,8 @@ class Ownership:
                 self._progress(Step("leftovers", f"{names} had been left by another run: removed"))
             if reaped.error:
                 self._progress(Step("leftovers", reaped.error))
+        with suppress(VmfestError, OSError):
+            tidy(self._driver.settings.home)
 
 
 def _memory_mib(ledger: Ledger) -> int:

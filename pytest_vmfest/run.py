@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.request import VmRequest
     from pytest_vmfest.server import Server
     from pytest_vmfest.specs import ImageModel
+    from pytest_vmfest.warm.spares import Spares
     from pytest_vmfest.watchdog import Watchdog
 
 # The snapshot that `reset=True` goes back to.
@@ -127,6 +128,13 @@ class Run:
         return Handmade(self.watchdog)
 
     @cached_property
+    def spares(self) -> Spares | None:
+        """What keeps nodes ready; None if that was not asked for."""
+        from pytest_vmfest.warm.spares import Spares
+
+        return Spares(self.settings.spares, self.progress) if self.settings.spares else None
+
+    @cached_property
     def watchdog(self) -> Watchdog | None:
         """What looks at the consoles of the running test's nodes; None if that is switched off."""
         from pytest_vmfest.alarms import alarm_patterns
@@ -176,6 +184,8 @@ class Run:
             else:
                 server.own(tags, parent=self.controller)
             server.on_made = self.handmade.add
+            if self.spares:
+                server.when_full = self.spares.give_back
             self._servers[key] = server
         return self._servers[key]
 
@@ -190,6 +200,7 @@ class Run:
         with held_back():
             try:
                 all_or_raise(
+                    *([self.spares.close] if self.spares else []),
                     *(server.close for server in self._servers.values()),
                     *([] if self.controller else [partial(settle_shared, store_home(), self.id)]),
                 )
@@ -217,8 +228,21 @@ class Run:
         """A fresh node, destroyed at the end unless it is to be kept."""
         from pytest_vmfest.group import NodeGroup
 
+        spares = None if shared else self.spares
+
         def launch(server: Server, **how: Any) -> NodeGroup:
-            node = server.launch_request(request, model, **how)
+            key = f"{request.driver} {model.disk} {replace(request, image=None, nodes=None)}"
+            node = (spares and spares.take(key)) or server.launch_request(request, model, **how)
+            if spares and server.are_interchangeable(request, model):
+                from pytest_vmfest.warm.spares import Kind
+
+                spares.want(
+                    Kind(
+                        key,
+                        lambda over: server.launch_request(request, model, cancelled=over),
+                        lambda: server.has_room_for(request, model),
+                    )
+                )
             return NodeGroup([node], node.destroy)
 
         launch = self._shared(launch, model, shared) if shared else launch

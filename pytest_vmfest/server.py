@@ -22,6 +22,7 @@ from pytest_vmfest.request import VmRequest
 from pytest_vmfest.signals import held_back
 from pytest_vmfest.specs import ImageModel, check_label
 from pytest_vmfest.ssh import keys
+from pytest_vmfest.warm.templates import Templates
 
 if TYPE_CHECKING:
     import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_vmfest.processes import Process
     from pytest_vmfest.progress import Progress
     from pytest_vmfest.specs import HardwareModel, NetworkMode
+    from pytest_vmfest.waiting import Cancellation
 
 BOOT_TIMEOUT_S = 300.0
 
@@ -56,6 +58,7 @@ class Server:
     ``local_interface`` and ``bridged_interface`` VirtualBox's networks (see `DriverSettings`); ``gui`` shows
     the machines' screens in windows; ``boot_timeout_s`` the seconds from a machine's creation to its first
     command, and ``boot_retries`` how often a node's machine that does not come up is replaced by a fresh one.
+    With ``cold`` nodes boot, also where they could resume from a template.
     Nothing is touched before the first use.
     """
 
@@ -75,12 +78,14 @@ class Server:
         password: str = "",
         boot_timeout_s: float = BOOT_TIMEOUT_S,
         boot_retries: int = 0,
+        cold: bool = False,
         progress: Progress = silent,
     ) -> None:
         """Remember where and how; `ConfigurationError`: unknown driver, or it takes no ``url``."""
         self.home = Path(home).absolute() if home is not None else store_home()
         self.boot_timeout_s = boot_timeout_s
         self.boot_retries = boot_retries
+        self._cold = cold
         self._progress = progress
         programs = Path(qemu).expanduser().absolute() if qemu is not None else None
         self._settings = DriverSettings(
@@ -101,6 +106,8 @@ class Server:
         self._opened = False
         self.on_made: Callable[[Node | Instance], None] = lambda made: None
         """Told what `instance`, `launch` and `launch_group` have made."""
+        self.when_full: Callable[[], bool] = lambda: False
+        """Called when there is no memory for a machine: removes what can be spared; whether it did."""
         self._ownership: Callable[[Driver], Ownership] | None = None
 
     @classmethod
@@ -125,6 +132,7 @@ class Server:
             driver or settings.driver,
             boot_timeout_s=settings.boot_timeout,
             boot_retries=settings.boot_retries,
+            cold=settings.cold,
             progress=progress,
             **how,
         )
@@ -197,7 +205,8 @@ class Server:
     def _driver(self) -> Driver:
         driver = load_driver(self._name, self._settings)
         if self._ownership is not None:
-            driver.owner = self._ownership(driver)
+            owner = driver.owner = self._ownership(driver)
+            owner.when_full = lambda: self.when_full()
         return driver
 
     def describe(self) -> str:
@@ -229,6 +238,10 @@ class Server:
         if isinstance(selector, ImageModel):
             return selector
         return self.driver.own_image(selector) or self.images.resolve(selector)
+
+    @cached_property
+    def _templates(self) -> Templates | None:
+        return None if self._cold else Templates(self.driver, self._progress)
 
     # --- machines ----------------------------------------------------------------------------------
 
@@ -320,13 +333,29 @@ class Server:
         keep_failed: bool = False,
         machine: str | None = None,
         progress: Progress = silent,
+        cancelled: Cancellation | None = None,
     ) -> Node:
         """`launch` for a validated request.
 
-        ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages.
+        ``machine`` is the machine's own name, new among all machines; ``progress`` is told the stages. With
+        ``cancelled`` it waits for no memory (`WaitTimeoutError`), and is given up when that is set.
         """
         plan = plan_node(request, model, name, tags or {}, machine)
-        return self._launcher(keep_failed, progress).launch([plan])[0]
+        return self._launcher(keep_failed, progress, cancelled).launch([plan])[0]
+
+    @staticmethod
+    def are_interchangeable(request: VmRequest, model: ImageModel) -> bool:
+        """Whether there can be several machines of a request at the same time."""
+        spec = plan_machine(request, model, "vm", {})
+        hardware = spec.hardware
+        fixed_ports = any(rule.host_port for rule in hardware.nat_rules)
+        return not (spec.permanent or hardware.mac or fixed_ports or hardware.controllers)
+
+    def has_room_for(self, request: VmRequest, model: ImageModel) -> bool:
+        """Whether there is memory for a machine, as things are now, without making anybody wait."""
+        owner = self.driver.owner
+        spec = plan_machine(request, model, "vm", {})
+        return not isinstance(owner, Ownership) or owner.has_room(spec.hardware.memory_mib)
 
     def launch_group_request(
         self,
@@ -355,12 +384,16 @@ class Server:
             ),
         )
 
-    def _launcher(self, keep_failed: bool, progress: Progress) -> Launcher:
+    def _launcher(
+        self, keep_failed: bool, progress: Progress, cancelled: Cancellation | None = None
+    ) -> Launcher:
         return Launcher(
             self.driver,
             boot_timeout_s=self.boot_timeout_s,
             boot_retries=self.boot_retries,
             keep_failed=keep_failed,
+            templates=self._templates,
+            cancelled=cancelled,
             progress=progress,
-            news=self._progress,
+            news=silent if cancelled else self._progress,
         )

@@ -273,6 +273,10 @@ class MachineSpec:
     nics: tuple[PrivateNic, ...] = ()
     permanent: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
+    freeze_to: Path | None = None
+    """A new folder for `Driver.freeze` to keep the machine in."""
+    thaw_from: Path | None = None
+    """The folder of a frozen machine, alike but for name and NICs, that this one goes on from."""
 
     def __post_init__(self) -> None:
         """Refuse a name that cannot be a host name or folder, and rules for a NAT that there is not."""

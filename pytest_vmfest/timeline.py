@@ -24,14 +24,18 @@ _LEGEND = {
     "teardown": "a test's or a machine's teardown",
     "image": "an image is fetched or built",
     "failed_start": "machines that did not come up",
+    "template": "a machine is frozen, for others to resume from",
     "clone": "a machine is made from its image",
     "boot": "it boots, until its SSH server answers",
+    "resume": "it resumes from its template",
     "ssh": "login",
+    "address": "its network cards get their own addresses",
     "network": "its name and network are set up",
     "init_script": "its init script runs",
     "snapshot": "a snapshot is taken, to go back to",
     "reset": "it goes back to that",
-    "shared": "waiting for a machine that another worker makes",
+    "spare": "taking one that was ready",
+    "shared": "waiting for a machine or template that others make",
 }
 _STEPS_S = tuple(float(f"{digit}e{power}") for power in range(-3, 6) for digit in (1, 2, 5))
 _VIEW = """<div class="view" hidden>

@@ -46,6 +46,47 @@ def all_within(timeout_s: float, *actions: Callable[[], object]) -> list[str]:
     return list(ends)
 
 
+class Cancellation:
+    """Something is wanted no more: set once, by any thread, and told to whoever has asked to be told.
+
+    >>> cancellation = Cancellation()
+    >>> cancellation.when_set(lambda: print("told"))
+    >>> cancellation.set()
+    told
+    >>> cancellation.is_set()
+    True
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def set(self) -> None:
+        """It is wanted no more; returns when all have been told."""
+        with self._lock:
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def is_set(self) -> bool:
+        """Whether that has happened."""
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for it; whether it has happened."""
+        return self._event.wait(timeout_s)
+
+    def when_set(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` then, or now if it has happened already."""
+        with self._lock:
+            if not self._event.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+
 class Deadline:
     """A moment on the monotonic clock by which something must have happened.
 

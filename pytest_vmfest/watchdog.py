@@ -58,7 +58,8 @@ class Watchdog:
         """The test has a further node, which was made for it."""
         node.watch_with(self.look)
         with self._lock:
-            self._posts.append(_Post(node, 0))
+            # What the guest's template had said is not the test's matter.
+            self._posts.append(_Post(node, node.instance.console_start))
 
     def end(self) -> list[Alarm]:
         """The test has ended: all that has alarmed it. Until the next begins, nothing is broken off."""

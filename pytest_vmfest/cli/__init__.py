@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pytest_vmfest.cli import doctor, gc, image, instance, up
+from pytest_vmfest.cli import doctor, gc, image, instance, template, up
 from pytest_vmfest.cli.setup import examples
 from pytest_vmfest.errors import ConfigurationError, VmfestError
 from pytest_vmfest.signals import end_by
@@ -56,5 +56,5 @@ def main() -> None:
     """
 
 
-for _command in (doctor.doctor, image.image, instance.instance, up.up, gc.gc):
+for _command in (doctor.doctor, image.image, instance.instance, template.template, up.up, gc.gc):
     main.add_command(_command)

@@ -25,21 +25,27 @@ def gc(setup: Setup, json_: bool) -> None:
     of living runs, machines that are nobody's (vmfest up --detach) and what others made are left alone.
 
     The next pytest run does the same before it makes its first machine.
+
+    Also removed are templates that are not whole, or that nobody has used for two weeks.
     """
     from pytest_vmfest.reaper import reap_dead
+    from pytest_vmfest.warm.templates import tidy
 
     found = reap_dead(setup.home)
+    templates = tidy(setup.home)
     removed = [name for reaped in found for name in reaped.removed]
     kept = {name: until for reaped in found for name, until in reaped.kept.items()}
     errors = [reaped.error for reaped in found if reaped.error]
     if json_:
-        show.as_json({"removed": removed, "kept": kept, "errors": errors})
+        show.as_json({"removed": removed, "kept": kept, "templates": templates, "errors": errors})
     else:
         for name in removed:
             click.echo(f"{name}: removed")
         for name, until in kept.items():
             click.echo(f"{name}: kept until {time.strftime('%Y-%m-%d %H:%M', time.localtime(until))}")
-        if not (removed or kept or errors):
+        for name in templates:
+            click.echo(f"template {name}: removed")
+        if not (removed or kept or templates or errors):
             show.note("There is nothing to remove.")
     if errors:
         raise click.ClickException("\n".join(errors))

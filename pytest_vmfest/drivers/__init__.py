@@ -17,6 +17,8 @@ DRIVERS = {
 }
 # What `auto` tries, in order; the last is taken whatever it says, as it can tell best what to do.
 AUTO = ("virtualbox", "qemu")
+STANDING_ON_TEMPLATES = ("qemu",)
+"""Those whose machines need the frozen one's files as long as they are there."""
 
 
 def driver_class(name: str) -> type[Driver]:

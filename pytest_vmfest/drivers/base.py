@@ -117,6 +117,8 @@ class MachineInfo:
     created: float
     """Seconds since the epoch."""
     endpoint: Endpoint | None = None
+    template: str = ""
+    """The name of the folder that it went on from; empty if it booted."""
 
     @classmethod
     def half_made(cls, folder: Path) -> MachineInfo:
@@ -135,8 +137,8 @@ class Owner(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What each machine is to bear."""
 
-    def make_room(self, sizes: Mapping[str, int], patience_s: float) -> None:
-        """Machines with so many MiB of memory are about to be made."""
+    def make_room(self, sizes: Mapping[str, int], patience_s: float, *, spare: bool = False) -> None:
+        """Machines with so many MiB of memory are about to be made; a ``spare`` has only what is free."""
 
     def give_back(self, names: Iterable[str]) -> None:
         """Of these machines, those that were not even begun will not be made."""
@@ -157,6 +159,8 @@ class Driver(ABC):
     name: ClassVar[str]
     outlives_us: ClassVar[bool] = True
     """Whether machines go on when the process that made them has ended."""
+    freezes: ClassVar[bool] = False
+    """Whether it can freeze machines with their memory."""
     takes_url: ClassVar[bool] = False
     """Whether it can use a hypervisor behind a web service."""
 
@@ -291,6 +295,39 @@ class Driver(ABC):
                 f"there is no machine {', '.join(missing)}", hint=f"there are: {', '.join(infos) or 'none'}"
             )
         return [infos[name] for name in dict.fromkeys(names)]
+
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """What a frozen machine of this spec depends on: it can be gone on from where this is the same.
+
+        `NotSupportedError` says why such machines cannot be frozen.
+        """
+        raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
+
+    def freeze(self, name: str, deadline: Deadline) -> None:
+        """Keep the running machine in the folder that it was made for (`MachineSpec.freeze_to`), and end it.
+
+        Any number of others can go on from there, at once and later, as long as nobody writes to that folder:
+        they are created with `MachineSpec.thaw_from`, and `start` resumes them. The machine itself is gone;
+        its owner still has its name and memory, which the first of them may take.
+        """
+        raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
+
+    def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
+        """Make the guest of a machine that has just gone on, for the first time, fit for its own network.
+
+        ``run`` runs shell text as root in it, with an input. Returns whether that was needed: then the
+        guest's network cards have their own addresses now, and connections to it are to be made anew.
+        """
+        return False
+
+    def lateness_s(self, name: str) -> float | None:
+        """For how many seconds the guest stood still before it last went on: its clock is late by that.
+
+        None if that is not known.
+        """
+        return None
 
     # --- reaching the guest ------------------------------------------------------------------------
 

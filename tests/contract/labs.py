@@ -216,7 +216,7 @@ class QemuLab(RealLab):
             if (process.info["cwd"] or "").startswith(str(self.home))
         ]
         zombies = [
-            f"zombie {child.pid}"
+            f"zombie {child.pid} {child.name()}"
             for child in psutil.Process().children()
             if child.status() == psutil.STATUS_ZOMBIE
         ]

@@ -66,7 +66,7 @@ def test_a_private_network_and_snapshots_on_it(tiny_lab):
         nic = PrivateNic(network, f"52:54:00:00:00:0{number}", f"10.77.0.1{number}")
         tiny_lab.driver.create(tiny_lab.spec(name, hardware=HARDWARE["micro"], nics=(nic,)))
         tiny_lab.driver.start(name, tiny_lab.deadline)
-        tiny_lab.ask(name, Introduction(name, (nic,)).script)
+        tiny_lab.ask(name, Introduction(name, (nic,)).script())
     tiny_lab.driver.take_snapshot("a-1", "here", tiny_lab.deadline)
     tiny_lab.ask("a-0", "ping -c 1 -W 20 10.77.0.11")
     tiny_lab.driver.revert("a-1", "here", tiny_lab.deadline)

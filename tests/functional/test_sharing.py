@@ -52,7 +52,9 @@ def test_all_workers_use_the_same_machines(pytester, scanned):
     assert one != other
     assert boots == others
     timeline = (pytester.path / "line.html").read_text(encoding="utf-8")
-    assert timeline.count('title="boot: ') == timeline.count('title="shared: ') == 2, "made, and waited for"
+    assert len(re.findall(r'title="(?:boot|resume): ', timeline)) == 2, "made"
+    # Also those who made them may have waited, for one another's template.
+    assert timeline.count('title="shared: ') in (2, 3), "waited for"
     end = float(re.search(r'data-end="([\d.]+)"', timeline)[1])
     lives = re.findall(r'class="life" style="--s:([\d.]+);--d:([\d.]+)"', timeline)
     assert [float(began) + float(lasted) for began, lasted in lives] == [pytest.approx(end, abs=0.01)] * 2

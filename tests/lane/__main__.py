@@ -66,7 +66,7 @@ def main() -> int:
     progress = LineProgress(say)
     try:
         programs = emulator(store_home(), progress)
-        with Server("qemu", qemu=programs, cpu=CPU, accel="tcg", progress=progress) as server:
+        with Server("qemu", qemu=programs, cpu=CPU, accel="tcg", cold=True, progress=progress) as server:
             server.own({"lane": secrets.token_hex(8)})
             server.image("tiny")
             image = server.image(IMAGE)

@@ -134,7 +134,7 @@ class Lane:
     def _session(self, suite: Suite, targets: Sequence[str]) -> Seen:
         place = self._ready_place()
         self._say(f"suite {suite.name!r} in {place.name}")
-        session = Session(place, self.book, suite.name, say=self._say, keep=self._keep)
+        session = Session(place, self.book, suite.name, say=self._say, keep=self._keep, cold=suite.cold)
         known = len(place.machines)
         seen = session.run([*suite.options, *targets], self._is_over)
         self.findings.machine_starts += len(place.machines) - known

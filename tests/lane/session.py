@@ -16,7 +16,7 @@ from tests.lane.outcomes import Attempt
 from tests.lane.watch import Trouble, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.lane.outcomes import Book
     from tests.lane.place import Place
@@ -61,12 +61,23 @@ class Session:
     """Runs pytest in a place, and notes in the book what it tells."""
 
     def __init__(
-        self, place: Place, book: Book, suite: str, *, say: Callable[[str], None], keep: Callable[..., None]
+        self,
+        place: Place,
+        book: Book,
+        suite: str,
+        *,
+        say: Callable[[str], None],
+        keep: Callable[..., None],
+        cold: bool = False,
     ) -> None:
-        """``say`` gets every line that the guest writes, ``keep`` (test id, attempt, logs) each failure."""
+        """``say`` gets every line that the guest writes, ``keep`` (test id, attempt, logs) each failure.
+
+        ``cold``: all machines boot, also where they could resume from a template.
+        """
         self._place = place
         self._book = book
         self._suite = suite
+        self._variables = {**ENVIRONMENT, "VMFEST_COLD": str(int(cold))}
         self._say = say
         self._keep = keep
         self._seen = Seen()
@@ -74,7 +85,7 @@ class Session:
 
     def run(self, arguments: Sequence[str], is_over: Callable[[], bool]) -> Seen:
         """Run pytest with ``arguments`` until it ends, has to be given up, or there is no time for it."""
-        tests = self._place.open(_command(arguments))
+        tests = self._place.open(_command(arguments, self._variables))
         pulse = self._place.open(_pulse_command())
         readers: list[threading.Thread] = []
         try:
@@ -170,14 +181,14 @@ class Session:
             self._keep(event["id"], attempt, event["tails"])
 
 
-def _command(arguments: Sequence[str]) -> str:
+def _command(arguments: Sequence[str], variables: Mapping[str, str]) -> str:
     """Shell text: pytest's events go to stderr, all that it says to stdout."""
     pytest = [
         *(parcel.PYTHON, "-m", "pytest", "-vv", "--color=no", "-p", "no:cacheprovider", "--tb=short"),
         *("-p", "tests.lane.guest_plugin", f"--timeout={TEST_S}", "--timeout-method=signal", *arguments),
     ]
-    variables = " ".join(f"{key}={value}" for key, value in ENVIRONMENT.items())
-    return f"cd {parcel.ROOT}/project && exec env {variables} {shlex.join(pytest)} 3>&2 2>&1"
+    words = " ".join(f"{key}={value}" for key, value in variables.items())
+    return f"cd {parcel.ROOT}/project && exec env {words} {shlex.join(pytest)} 3>&2 2>&1"
 
 
 def _pulse_command() -> str:

@@ -15,6 +15,8 @@ class Suite:
     essential: bool = True
     plain: bool = False
     """Whether it runs in a plain tree, as it starts no machine."""
+    cold: bool = False
+    """Whether all of its machines boot; else they resume from templates where they can."""
 
 
 _DRIVER = ("--vm-driver", "virtualbox")
@@ -30,7 +32,7 @@ SERVICE = Suite("service", (_OURS,), ("-m", "not starts_machines"), plain=True)
 MACHINES = Suite("machines", (_SURFACE, _OURS), (*_DRIVER, "-m", "starts_machines"))
 CONTRACT = Suite("contract", ("tests/contract",), ("-k", "virtualbox"))
 FUNCTIONAL = Suite("functional", ("tests/functional",), (*_ONCE, *(f"--ignore={path}" for path in _ENDS)))
-ENDINGS = Suite("endings", _ENDS, _ONCE)
+ENDINGS = Suite("endings", _ENDS, _ONCE, cold=True)
 
 SHARES = ((CONTRACT, ENDINGS), (SERVICE, FUNCTIONAL, MACHINES))
 """What two hosts run at the same time; both take about as long."""

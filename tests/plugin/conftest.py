@@ -14,6 +14,8 @@ def _own_store(tmp_path, monkeypatch):
         "VMFEST_ARTIFACTS",
         "VMFEST_CONSOLE_WATCH",
         "VMFEST_BOOT_RETRIES",
+        "VMFEST_COLD",
+        "VMFEST_SPARES",
         "PYTEST_XDIST_WORKER",
     ):
         monkeypatch.delenv(name, raising=False)

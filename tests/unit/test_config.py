@@ -45,6 +45,14 @@ def test_flags_in_the_environment(word, value):
     assert load_settings(environ={"VMFEST_DURATIONS": word}).durations is value
 
 
+def test_machines_resume_unless_it_is_said():
+    """Cold starts have to be asked for, in any of the places."""
+    assert load_settings(environ={}).cold is False
+    assert load_settings(environ={"VMFEST_COLD": "1"}).cold is True
+    assert load_settings(command_line={"vm_cold": True}.get, environ={}).cold is True
+    assert load_settings(ini={"vm_cold": "true"}.get, environ={"VMFEST_COLD": "0"}).cold is False
+
+
 def test_patterns_are_one_a_line():
     """A regular expression may hold blanks."""
     settings = load_settings(environ={"VMFEST_CONSOLE_PATTERNS": " disk error\n\n(?i)fatal: .* "})

@@ -532,6 +532,22 @@ def test_one_that_is_alone_may_take_all(home, room):
             other.driver.owner.make_room({"b": 10}, 0)
 
 
+def test_a_spare_has_only_what_is_free(home, room):
+    """It can be done without, so nobody else goes short for it; who needs more than that removes it."""
+    with owning(home) as server:
+        owner = server.driver.owner
+        with pytest.raises(WaitTimeoutError):
+            owner.make_room({"a": 2000}, 0, spare=True)
+        owner.make_room({"b": 1000}, 0, spare=True)
+        asked = []
+        owner.when_full = lambda: not asked and not asked.append(owner.is_gone(Kind.MACHINE, "b"))
+        with pytest.raises(WaitTimeoutError):
+            owner.make_room({"c": 600}, 0, spare=True)
+        assert not asked
+        owner.make_room({"d": 600}, 0)
+        assert asked
+
+
 def test_a_start_that_fails_gives_its_room_back(home, room, image):
     """Of machines that were not even made, nothing is reserved any more."""
     with owning(home) as server:

@@ -53,7 +53,7 @@ def play(monkeypatch):
             return {"guru meditation"} if "marked" in play.script else set()
 
     class FakeSession:
-        def __init__(self, place, book, suite, *, say, keep):
+        def __init__(self, place, book, suite, *, say, keep, cold=False):
             self.host, self.book, self.suite = place, book, suite
 
         def run(self, arguments, is_over):

@@ -228,6 +228,24 @@ def test_when_all_tries_fail_each_is_told(server):
     assert caught.value.elapsed_s >= 0.3
 
 
+def test_the_seconds_of_a_start_that_fails(server, monkeypatch):
+    """Those of the last boot, by which its time is up, and, where they differ, those since the request."""
+    server.boot_retries = 1
+    server.boot_timeout_s = 0.3
+    server.driver.inject(FakeFault.UNREACHABLE)
+    with pytest.raises(StartError) as caught:
+        server.launch("db", image="tiny")
+    said = re.search(
+        r"after (\S+) s of 0\.3 s; (\S+) s since it was asked for$", str(caught.value), re.MULTILINE
+    )
+    assert said
+    assert float(said[1]) < caught.value.elapsed_s
+    assert float(said[2]) == round(caught.value.elapsed_s, 1)
+    server.boot_retries = 0
+    with pytest.raises(StartError, match=r"(?m)after \S+ s of 0\.3 s$"):
+        server.launch("db", image="tiny")
+
+
 @pytest.mark.parametrize("case", ["create", "init_script", "none"])
 def test_only_the_boot_is_tried_again(server, case):
     """What is not of the boot fails at once, and nothing is tried again unless it is wished."""

@@ -1,12 +1,23 @@
 """Nodes and groups, on the fake driver."""
 
 import shlex
+import struct
+import threading
+import time
 
 import pytest
 
 from pytest_vmfest import CommandError, CommandTimeoutError, Server, WaitTimeoutError
 from pytest_vmfest.drivers.fake import FakeFault
-from pytest_vmfest.errors import ConnectionLostError, MachineGoneError, MachineStateError
+from pytest_vmfest.errors import (
+    ConnectionLostError,
+    ConsoleAlarmError,
+    DriverUnavailableError,
+    MachineGoneError,
+    MachineStateError,
+)
+from pytest_vmfest.link import BREAKS_OFF
+from pytest_vmfest.remote import Completed
 
 
 @pytest.fixture
@@ -36,8 +47,6 @@ def test_results_and_checked_output(node):
 
 def test_bytes_that_are_no_text_survive(server, node):
     """Output that is no UTF-8 comes back byte for byte."""
-    from pytest_vmfest.remote import Completed
-
     server.driver.respond("blob", Completed(0, b"\xff\x00\xfe", b""))
     assert node.run("blob").stdout_bytes == b"\xff\x00\xfe"
 
@@ -109,6 +118,37 @@ def test_a_machine_whose_hypervisor_was_killed(server, node):
     assert refused.value.infrastructure
 
 
+@pytest.mark.parametrize("kind", BREAKS_OFF)
+def test_what_breaks_a_command_off_is_told_alone(node, kind):
+    """The error says all; how the connection was closed for it is no part of what is shown."""
+    error = kind("gone", line="gone") if kind is ConsoleAlarmError else kind("gone")
+
+    def look(at_once):
+        if node.is_connected:
+            return
+        raise error
+
+    node.watch_with(look)
+    threading.Timer(0.2, node.disconnect).start()
+    with pytest.raises(kind, match="gone") as caught:
+        node.run("sleep 60")
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
+    assert [entry.name for entry in caught.traceback[1:]] == ["run", "_run"]
+    node.watch_with(lambda at_once: None)
+
+
+def test_a_service_that_is_gone_ends_a_command(server, node, monkeypatch):
+    """A hypervisor that cannot be reached any more is told while the command runs."""
+
+    def gone(name):
+        raise DriverUnavailableError("the service is gone")
+
+    server.driver.respond("begun", lambda call: monkeypatch.setattr(server.driver, "state", gone) or 0)
+    with pytest.raises(DriverUnavailableError, match="the service is gone"):
+        node.run("begun; sleep 60")
+    monkeypatch.undo()
+
+
 def test_snapshot_revert_and_reboot(node):
     """Files go back with a revert and stay over a reboot; the name is the node's."""
     node.write_text("/root/x", "1")
@@ -119,6 +159,28 @@ def test_snapshot_revert_and_reboot(node):
     node.reboot()
     assert node.read_text("/root/x") == "1"
     assert node.check_output("hostname") == "box"
+
+
+@pytest.mark.parametrize("early_s", [-3600, -0.2, 0, 0.2, 3600])
+def test_a_clock_that_is_wrong_after_a_revert(server, node, monkeypatch, early_s):
+    """It is set once more if it is wrong for certain: if it tells no time between question and answer."""
+    corrections = []
+
+    def woken(call):
+        seconds, fraction = divmod(time.time() + early_s, 1)
+        return Completed(0, struct.pack("<qq", int(seconds), int(fraction * 1e9)), b"")
+
+    def corrected(call):
+        _, seconds, microseconds = call.command.split()
+        corrections.append(int(seconds) + int(microseconds) / 1e6)
+        return ""
+
+    server.driver.respond(r"/var/lib/vmfest/mend 1 500000 \w+", woken)
+    server.driver.respond(r"/var/lib/vmfest/mend -?\d+ \d+ ?", corrected)
+    monkeypatch.setattr(server.driver, "lateness_s", lambda name: 1.5)
+    node.snapshot("here")
+    node.revert("here")
+    assert corrections == ([pytest.approx(-early_s, abs=0.1)] if early_s else [])
 
 
 def test_who_it_is(node):

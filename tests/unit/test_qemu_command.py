@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmfest.devices import NatRule
-from pytest_vmfest.drivers.qemu.command import Wiring, command_line, mac_address
+from pytest_vmfest.drivers.qemu.command import Memory, Wiring, command_line, mac_address
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic
 
 IMAGE = ImageModel("tiny", Path("/store/tiny.qcow2"), "qcow2")
@@ -179,3 +179,49 @@ def test_going_on_from_a_snapshot():
 def test_the_console_is_appended_to():
     """The serial port goes to a file that is kept over restarts."""
     assert "file,id=console,path=console.log,append=on" in values(build(), "-chardev")
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_memory_in_a_file(is_shared):
+    """The file is as large as the memory; whether writes are seen in it is as it is said."""
+    command = build(memory=Memory(Path("/store/with, comma/memory"), is_shared))
+    (text,) = values(command, "-object")
+    backend = json.loads(text)
+    assert backend["qom-type"] == "memory-backend-file"
+    assert (backend["mem-path"], backend["share"]) == ("/store/with, comma/memory", is_shared)
+    assert backend["size"] == 777 << 20
+    assert f"memory-backend={backend['id']}" in values(command, "-machine")
+
+
+def test_memory_is_called_the_same_in_a_file_and_without():
+    """So a snapshot of one can be loaded by the other; without a file, QEMU makes the memory by itself."""
+    (text,) = values(build(memory=Memory(Path("/m"), is_shared=False)), "-object")
+    assert json.loads(text)["id"] == "pc.ram"
+    assert json.loads(text)["x-use-canonical-path-for-ramblock-id"] is False
+    assert values(build(), "-object") == []
+    assert not any("memory-backend" in text for text in values(build(), "-machine"))
+
+
+def test_waiting_for_a_frozen_machines_state():
+    """QEMU is told later where that is."""
+    assert values(build(incoming=True), "-incoming") == ["defer"]
+    assert "-incoming" not in build()
+
+
+def test_another_mac_for_slot_0():
+    """A machine that goes on from another one has its MAC; that of the hardware model is before it."""
+    other = "52:54:00:11:22:33"
+    assert f"virtio-net-pci,netdev=net0,mac={other},romfile=" in values(build(mac=other), "-device")
+    hardware = replace(SPEC.hardware, mac="08:00:27:01:02:03")
+    (card,) = [
+        text
+        for text in values(build(replace(SPEC, hardware=hardware), mac=other), "-device")
+        if "mac=" in text
+    ]
+    assert "mac=08:00:27:01:02:03" in card
+
+
+def test_every_machine_has_a_generation_id():
+    """QEMU makes another one at each start, which tells the guest that it was resumed."""
+    for options in ({}, {"incoming": True}, {"load": "saved"}):
+        assert values(build(**options), "-device").count("vmgenid,guid=auto") == 1

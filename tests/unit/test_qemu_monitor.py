@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from importlib import import_module
 
 import pytest
@@ -55,6 +56,9 @@ class FakeQemu:
                     return
                 if answer == "nothing":
                     continue
+                for event, seconds, microseconds in answer.pop("events", ()):
+                    moment = {"seconds": seconds, "microseconds": microseconds}
+                    self._say({"event": event, "timestamp": moment})
                 reply = {"error": answer} if "class" in answer else {"return": answer}
                 self._say({**reply, "id": command.get("id")})
 
@@ -117,6 +121,19 @@ def test_a_command_is_answered(connect):
     assert answers == ["running"] * 5
     monitor.close()
     monitor.close()
+
+
+def test_when_the_machine_was_halted_and_went_on(connect):
+    """QEMU's own word counts, not when its answer came; without a word it was about now."""
+    monitor = connect(
+        stop={"events": [("STOP", 1000, 250000)]},
+        cont={"events": [("RESUME", 2000, 500000)]},
+    )
+    assert abs(monitor.halted - time.time()) < 60
+    monitor.halt()
+    assert monitor.halted == 1000.25
+    assert monitor.go_on() == 2000.5
+    assert abs(monitor.go_on() - time.time()) < 60, "it ran already"
 
 
 def test_a_refusal_is_quoted(connect):

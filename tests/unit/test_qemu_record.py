@@ -47,6 +47,9 @@ def store(tmp_path):
         Record(SPEC),
         Record(SPEC, created=12.5, process=Process(42, 4711, "boot"), ssh_port=2222),
         Record(SPEC, saved=True, starting=True),
+        Record(replace(SPEC, freeze_to=Path("/store/templates/tiny-1"))),
+        Record(replace(SPEC, thaw_from=Path("/store/templates/tiny-1")), was_on=True, late_s=1.5),
+        Record(SPEC, was_on=True, halted={"running:here": 1.25}),
         Record(replace(SPEC, image=replace(SPEC.image, direct_boot=None), nics=())),
     ],
 )
@@ -72,9 +75,9 @@ def test_saving_replaces_the_whole_record(store):
 
 
 def test_off_forgets_the_process(store):
-    """A machine without process has no port, and is saved only if that is said."""
-    running = Record(SPEC, process=Process(42, 4711, "boot"), starting=True, ssh_port=1)
-    assert running.off() == Record(SPEC, created=running.created)
+    """A machine without process has no port, is saved only if that is said, and was on nevertheless."""
+    running = Record(SPEC, process=Process(42, 4711, "boot"), starting=True, ssh_port=1, was_on=True)
+    assert running.off() == Record(SPEC, created=running.created, was_on=True)
     assert running.off(saved=True).saved
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What a fresh guest is told about itself (pytest_vmfest.guest) has a loop and substitutions. It is not run:
 # its name and its lines of /etc/hosts are read from the text, and NICs need nothing here.
-_INTRODUCTION = re.compile(r"set -e\nhostname (\S+)\necho \1 > /etc/hostname\n")
+_INTRODUCTION = re.compile(r"set -e\n.* hostname (\S+)\necho \1 > /etc/hostname\n")
 _HOSTS_LINE = re.compile(r"[\d.]+ \S+ # vmfest")
 # What pytest_vmfest.shell.compose makes of the user's environment, folder and text.
 _COMPOSED = re.compile(r"(.*?) && \{\n(.*)\n\}", re.DOTALL)

@@ -39,8 +39,18 @@ _CARDS = {
     "pcnet": "pcnet",
     "virtio": "virtio-net-pci",
 }
+# What QEMU itself calls the memory of this machine type.
+_MEMORY_ID = "pc.ram"
 # The ROM would only serve to boot from the network.
 _NO_ROM = ",romfile="
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The file that a machine's memory is in, and whether what it writes is seen there."""
+
+    path: Path
+    is_shared: bool
 
 
 @dataclass(frozen=True)
@@ -65,30 +75,38 @@ def command_line(
     wiring: Wiring,
     firmware: Path | None = None,
     load: str | None = None,
+    mac: str | None = None,
+    memory: Memory | None = None,
+    incoming: bool = False,
     halted: bool = False,
     gui: bool = False,
 ) -> list[str]:
     """The arguments that start the machine, the program first.
 
     ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``firmware`` OVMF's code for a
-    machine with EFI; ``load`` a snapshot with memory to go on from; ``halted`` leaves the virtual CPU halted;
-    ``gui`` opens a window.
+    machine with EFI; ``load`` a snapshot with memory to go on from; ``mac`` the MAC of slot 0,
+    if it is not to be the machine's own; ``memory`` where its memory is, if that
+    is to be a file; ``incoming`` waits to be told a frozen machine's state; ``halted`` leaves the virtual CPU
+    halted; ``gui`` opens a window.
     """
     return [
         program,
         *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "gtk" if gui else "none"),
-        *_processor(spec, accel, cpu),
+        *_processor(spec, accel, cpu, memory),
         *_boot(spec, firmware),
         *_disk(_boot_index(spec, "disk")),
-        *_nat(spec),
+        *_nat(spec, mac or mac_address(spec.name)),
         *_private_networks(spec, wiring),
         *(*_screen(spec), "-device", "virtio-rng-pci", "-rtc", "base=utc"),
+        # By it a kernel learns that it was resumed, and makes its random numbers its own.
+        *("-device", "vmgenid,guid=auto"),
         *("-chardev", f"file,id=console,path={record.CONSOLE},append=on", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=owner,fd={wiring.monitor}", "-mon", "chardev=owner,mode=control"),
         *("-chardev", f"socket,id=control,path={record.CONTROL},server=on,wait=off"),
         *("-mon", "chardev=control,mode=control"),
         *("-pidfile", record.PID_FILE),
         *(("-loadvm", load) if load else ()),
+        *(("-incoming", "defer") if incoming else ()),
         *(("-S",) if halted else ()),
     ]
 
@@ -99,7 +117,7 @@ def mac_address(name: str) -> str:
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
 
 
-def _processor(spec: MachineSpec, accel: str, cpu: str | None) -> list[str]:
+def _processor(spec: MachineSpec, accel: str, cpu: str | None, memory: Memory | None) -> list[str]:
     if accel == "kvm":
         chosen = ["-accel", "kvm", "-cpu", cpu or KVM_CPU]
     else:
@@ -111,9 +129,23 @@ def _processor(spec: MachineSpec, accel: str, cpu: str | None) -> list[str]:
     return [
         # Controllers that no machine of ours uses; firmware and kernel would spend time on them.
         *("-machine", "q35,sata=off,smbus=off,vmport=off"),
+        *(_memory(spec, memory) if memory else ()),
         *chosen,
         *("-m", f"{hardware.memory_mib}M", "-smp", str(hardware.cpus)),
     ]
+
+
+def _memory(spec: MachineSpec, memory: Memory) -> list[str]:
+    backend = {
+        "qom-type": "memory-backend-file",
+        "id": _MEMORY_ID,
+        "size": spec.hardware.memory_mib << 20,
+        "mem-path": str(memory.path),
+        "share": memory.is_shared,
+        # In snapshots it is called as it is without such a file.
+        "x-use-canonical-path-for-ramblock-id": False,
+    }
+    return ["-machine", f"memory-backend={_MEMORY_ID}", "-object", json.dumps(backend)]
 
 
 def _screen(spec: MachineSpec) -> list[str]:
@@ -154,7 +186,7 @@ def _disk(boot_index: str) -> list[str]:
     return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE}{boot_index}"]
 
 
-def _nat(spec: MachineSpec) -> list[str]:
+def _nat(spec: MachineSpec, mac: str) -> list[str]:
     # Port 0: QEMU takes a free one, and tells which. IPv6 leads nowhere here, and guests would wait for it.
     options = [f"user,id={NAT_ID},ipv6=off,hostname={spec.name}", "hostfwd=tcp:127.0.0.1:0-:22"]
     for rule in spec.hardware.nat_rules:
@@ -164,7 +196,7 @@ def _nat(spec: MachineSpec) -> list[str]:
         # Reached from this host by SSH, but with no way out.
         options.append("restrict=on")
     make = _CARDS[spec.hardware.nic_type or "virtio"]
-    card = _network_card(NAT_ID, spec.hardware.mac or mac_address(spec.name), make)
+    card = _network_card(NAT_ID, spec.hardware.mac or mac, make)
     boot_index = _boot_index(spec, "network")
     if boot_index:
         card = card.removesuffix(_NO_ROM) + boot_index

@@ -48,6 +48,10 @@ class Disks:
             with writing_to(target):
                 raise
 
+    def create_empty_overlay(self, base: Path, base_format: str, target: Path) -> None:
+        """Create an overlay on any disk, which has to stay where it is."""
+        self._tool.run("create", "-q", "-f", "qcow2", "-b", str(base), "-F", base_format, str(target))
+
     def snapshot_tags(self, disk: Path) -> list[str]:
         """The tags of the snapshots in a disk that no machine uses, oldest first."""
         return [entry["name"] for entry in self._tool.info(disk).get("snapshots", [])]
@@ -76,8 +80,7 @@ class Disks:
             handle, beside = tempfile.mkstemp(dir=self._cache, prefix="new-", suffix=".qcow2")
             os.close(handle)
         try:
-            base = str(image.disk.absolute())
-            self._tool.run("create", "-q", "-f", "qcow2", "-b", base, "-F", image.format, beside)
+            self.create_empty_overlay(image.disk.absolute(), image.format, Path(beside))
             with writing_to(template):
                 Path(beside).replace(template)
         finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
-from pytest_vmfest.drivers.qemu import diagnosis, host, listing, nat, record, snapshots
+from pytest_vmfest.drivers.disk_images import check_readable
+from pytest_vmfest.drivers.qemu import diagnosis, frozen, host, listing, nat, record, snapshots
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
 from pytest_vmfest.drivers.qemu.disks import Disks
 from pytest_vmfest.drivers.qemu.networks import Networks
@@ -31,7 +33,7 @@ from pytest_vmfest.errors import (
     NotSupportedError,
     WaitTimeoutError,
 )
-from pytest_vmfest.folders import writing_to
+from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import Endpoint
 from pytest_vmfest.waiting import Deadline
 
@@ -56,6 +58,7 @@ class QemuDriver(Driver):
     """Machines run by QEMU. They may be operated from any process that has the same store."""
 
     name = "qemu"
+    freezes = True
 
     def __init__(self, settings: DriverSettings) -> None:
         """Remember the settings. Touches neither disk nor QEMU."""
@@ -105,12 +108,20 @@ class QemuDriver(Driver):
         _check_supported(spec)
         firmware = host.find_efi_firmware() if spec.firmware == "efi" else None
         disks = self._disks()
-        folder = self._store.add(Record(spec))
+        source = frozen.facts_of(spec.thaw_from) if spec.thaw_from else None
+        mac, stopped = (source.mac, source.stopped) if source else (None, None)
+        folder = self._store.add(Record(spec, mac=mac, stopped=stopped))
         try:
-            disks.create_overlay(spec.image, folder / record.DISK)
-            if firmware is not None:
-                with writing_to(folder):
-                    shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
+            if spec.freeze_to is not None:
+                with writing_to(spec.freeze_to):
+                    make_private(spec.freeze_to)
+            if spec.thaw_from is not None:
+                frozen.furnish(folder, spec.thaw_from, firmware is not None)
+            else:
+                disks.create_overlay(spec.image, folder / record.DISK)
+                if firmware is not None:
+                    with writing_to(folder):
+                        shutil.copyfile(firmware.variables, folder / record.EFI_VARIABLES)
         except BaseException:
             self._store.remove(spec.name)
             raise
@@ -229,6 +240,33 @@ class QemuDriver(Driver):
                     found.append(MachineInfo.half_made(self._store.folder(name)))
         return sorted(found, key=lambda info: info.created)
 
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """A digest of QEMU's version, its command line and the image's files."""
+        programs, accel = self._opened()
+        check_readable(spec.image)
+        firmware = host.find_efi_firmware().code if spec.firmware == "efi" else None
+        return frozen.key(spec, programs.system, programs.version, accel.name, self.settings.cpu, firmware)
+
+    def freeze(self, name: str, deadline: Deadline) -> None:
+        """Keep memory and disk file themselves; QEMU writes out only the devices' state."""
+        machine, state = self._look(name)
+        target = machine.spec.freeze_to
+        if state is not MachineState.RUNNING or target is None:
+            raise wrong_state(name, state, "be frozen")
+        folder = self._store.folder(name)
+        with self._runner.monitor(machine) as monitor:
+            frozen.freeze(monitor, machine, target, deadline)
+        self._runner.quit(machine)
+        disk = frozen.take_over(folder, target, machine.spec.firmware == "efi")
+        self._disks().create_empty_overlay(disk, "qcow2", target / frozen.OVERLAY)
+        self._store.remove(name)
+
+    def lateness_s(self, name: str) -> float | None:
+        """For how many seconds the guest stood still before it last went on, frozen or in a snapshot."""
+        return self._store.load(name).late_s
+
     # --- reaching the guest ------------------------------------------------------------------------
 
     def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
@@ -281,8 +319,11 @@ class QemuDriver(Driver):
         check_snapshot_name(snapshot, self._snapshots(machine, state), name)
         if state in ON:
             mode = Mode.RUNNING if state is MachineState.RUNNING else Mode.PAUSED
+            tag = Snapshot(snapshot, mode).tag
             with self._runner.monitor(machine) as monitor:
-                snapshots.save(monitor, Snapshot(snapshot, mode).tag, deadline)
+                snapshots.save(monitor, tag, deadline)
+                halted = {**machine.halted, tag: monitor.halted}
+            self._store.save(replace(machine, halted=halted))
         elif state is MachineState.SAVED:
             raise wrong_state(name, state, "have a snapshot taken: start it, or power it down")
         else:
@@ -395,8 +436,8 @@ class QemuDriver(Driver):
                 if state is MachineState.RUNNING:
                     monitor.execute("cont")
                 raise
-            if target.mode is Mode.RUNNING:
-                monitor.execute("cont")
+            resumed = monitor.go_on() if target.mode is Mode.RUNNING else time.time()
+        self._store.save(replace(machine, late_s=resumed - machine.halted.get(target.tag, resumed)))
 
 
 def _check_supported(spec: MachineSpec) -> None:

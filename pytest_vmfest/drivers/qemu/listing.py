@@ -25,4 +25,5 @@ def info(machine: Record, state: MachineState) -> MachineInfo:
         tags=spec.tags,
         created=machine.created,
         endpoint=None if port is None else Endpoint(LOOPBACK, port),
+        template=spec.thaw_from.name if spec.thaw_from else "",
     )

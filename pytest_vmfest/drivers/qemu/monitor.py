@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,7 +105,15 @@ class Monitor:
     def __init__(self, loop: MonitorLoop, client: QMPClient, machine: str) -> None:
         self._loop = loop
         self._client = client
+        self._moments: dict[str, float] = {}
         self.machine = machine
+
+        def note(event: Mapping[str, Any]) -> bool:
+            said = event["timestamp"]
+            self._moments[event["event"]] = said["seconds"] + said["microseconds"] / 1e6
+            return False  # the client would collect it for a reader that does not exist
+
+        client.events.event_filter = note
 
     @classmethod
     def connect(
@@ -119,15 +128,14 @@ class Monitor:
         # Its errors reach the user translated; nobody needs them in the log of a test as well.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         client = QMPClient(machine)
-        # It would collect all events for a reader that does not exist.
-        client.events.event_filter = lambda event: False
+        monitor = cls(loop, client, machine)
         connection.setblocking(False)
         try:
             loop.run(loop.connect(client, connection), deadline.timeout())
         except Exception as error:
             connection.close()
             raise translated(error, machine, "the handshake") from error
-        return cls(loop, client, machine)
+        return monitor
 
     def execute(
         self,
@@ -144,6 +152,24 @@ class Monitor:
             return self._loop.run(self._client.execute(command, arguments), timeout_s)
         except Exception as error:
             raise translated(error, self.machine, command) from error
+
+    def halt(self) -> None:
+        """Halt the virtual CPU; see `halted`."""
+        self.execute("stop")
+
+    @property
+    def halted(self) -> float:
+        """When the virtual CPU was last halted, by QEMU's own clock; now, if this line has not heard of it.
+
+        Our own clock, around a command, is wrong by what that takes: more than a guest's clock may be.
+        """
+        return self._moments.get("STOP") or time.time()
+
+    def go_on(self) -> float:
+        """Let the virtual CPU go on; the time at which it did, by QEMU's own clock."""
+        self._moments.pop("RESUME", None)
+        self.execute("cont")
+        return self._moments.get("RESUME") or time.time()
 
     def human(self, command: str) -> str:
         """What the human monitor prints for ``command``; some things only it can do."""

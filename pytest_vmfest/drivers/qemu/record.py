@@ -12,7 +12,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.drivers.refusals import no_machine
 from pytest_vmfest.errors import (
@@ -24,6 +24,9 @@ from pytest_vmfest.errors import (
 from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.processes import Process
 from pytest_vmfest.specs import DirectBoot, HardwareModel, ImageModel, MachineSpec, PrivateNic, check_label
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DISK = "disk.qcow2"
 CONSOLE = "console.log"
@@ -44,7 +47,10 @@ class Record:
     ``process`` is the one that was started last, and None once its end is accounted for; ``starting`` says
     that there may be one which the record does not know yet; ``ssh_port`` is where port 22 of the guest is
     reached on loopback while ``process`` lives. Without ``process``, ``saved`` says whether memory waits
-    on disk.
+    on disk. ``was_on`` says whether its guest ever ran. Of a machine that goes on from a frozen one, ``mac``
+    is the address of slot 0 there, and ``stopped`` when that was halted; ``late_s`` is for how many seconds
+    the guest had stood still before it last went on. ``halted`` tells by snapshot with memory when the guest
+    was halted for it.
     """
 
     spec: MachineSpec
@@ -53,6 +59,11 @@ class Record:
     starting: bool = False
     ssh_port: int | None = None
     saved: bool = False
+    was_on: bool = False
+    mac: str | None = None
+    stopped: float | None = None
+    late_s: float = 0.0
+    halted: Mapping[str, float] = field(default_factory=dict)
 
     def off(self, *, saved: bool = False) -> Record:
         """The record of the machine when no process of it is left."""
@@ -155,7 +166,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         "direct_boot": boot
         and {
             "kernel": str(boot.kernel),
-            "initrd": str(boot.initrd) if boot.initrd else None,
+            "initrd": _text(boot.initrd),
             "command_line": boot.command_line,
         },
         "hardware": spec.hardware.as_json(),
@@ -167,6 +178,13 @@ def _to_json(record: Record) -> dict[str, Any]:
         "starting": record.starting,
         "ssh_port": record.ssh_port,
         "saved": record.saved,
+        "was_on": record.was_on,
+        "mac": record.mac,
+        "stopped": record.stopped,
+        "late_s": record.late_s,
+        "halted": dict(record.halted),
+        "freeze_to": _text(spec.freeze_to),
+        "thaw_from": _text(spec.thaw_from),
     }
 
 
@@ -180,7 +198,7 @@ def _from_json(data: dict[str, Any]) -> Record:
         direct_boot=boot
         and DirectBoot(
             kernel=Path(boot["kernel"]),
-            initrd=Path(boot["initrd"]) if boot["initrd"] else None,
+            initrd=_path(boot["initrd"]),
             command_line=boot["command_line"],
         ),
     )
@@ -191,6 +209,9 @@ def _from_json(data: dict[str, Any]) -> Record:
         network=data["network"],
         nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
         tags=data["tags"],
+        # Earlier versions had none of these.
+        freeze_to=_path(data.get("freeze_to")),
+        thaw_from=_path(data.get("thaw_from")),
     )
     return Record(
         spec=spec,
@@ -199,4 +220,17 @@ def _from_json(data: dict[str, Any]) -> Record:
         starting=data["starting"],
         ssh_port=data["ssh_port"],
         saved=data["saved"],
+        was_on=data.get("was_on", True),
+        mac=data.get("mac"),
+        stopped=data.get("stopped"),
+        late_s=data.get("late_s", 0.0),
+        halted=data.get("halted", {}),
     )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

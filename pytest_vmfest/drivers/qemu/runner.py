@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_vmfest.drivers.base import MachineState
-from pytest_vmfest.drivers.qemu import nat, record
+from pytest_vmfest.drivers.qemu import frozen, nat, record
 from pytest_vmfest.drivers.qemu.command import Wiring, command_line
 from pytest_vmfest.drivers.qemu.host import SYSTEM_PROGRAM
 from pytest_vmfest.drivers.qemu.monitor import (
@@ -19,7 +19,7 @@ from pytest_vmfest.drivers.qemu.monitor import (
     connect_beside,
 )
 from pytest_vmfest.drivers.qemu.process import running_in, spawn
-from pytest_vmfest.errors import DriverError, WaitTimeoutError
+from pytest_vmfest.errors import DriverError, ThawError, WaitTimeoutError
 from pytest_vmfest.folders import writing_to
 from pytest_vmfest.processes import beyond_standard
 from pytest_vmfest.waiting import Deadline
@@ -77,6 +77,8 @@ class Runner:
         Raises `DriverError` with QEMU's own words when it does not start, and then no process is left.
         """
         name = machine.spec.name
+        if machine.was_on:  # it can be frozen only while its memory is the file that was meant for that
+            machine = replace(machine, spec=replace(machine.spec, freeze_to=None))
         self.forget(name)  # the line to the process that ran before
         # Whoever finds this record after we were killed looks for a process that it does not tell of.
         self._store.save(replace(machine, starting=True))
@@ -87,8 +89,17 @@ class Runner:
             monitor = self._handshake(name, line, deadline)
             self._own[name] = (process, monitor)
             port = nat.forwards(monitor)[nat.SSH_PORT]
-            running = replace(machine, process=process, ssh_port=port, saved=False)
+            running = replace(machine, process=process, ssh_port=port, saved=False, was_on=True, late_s=0.0)
+            source = _goes_on_from(machine)
+            if source is not None:
+                self._load(monitor, source, deadline)
+            # Before the guest writes to its disk, on which memory from before must not be loaded then.
             self._store.save(running)
+            machine = replace(machine, was_on=True)
+            if source is not None:
+                resumed = monitor.go_on()
+                running = replace(running, late_s=resumed - (machine.stopped or resumed))
+                self._store.save(running)
             return running
         except BaseException:
             # An interrupt may come between the start of a process and our learning of it.
@@ -184,6 +195,9 @@ class Runner:
                     wiring=wiring,
                     firmware=launch.firmware,
                     load=launch.load,
+                    mac=machine.mac,
+                    memory=frozen.memory_of(machine),
+                    incoming=_goes_on_from(machine) is not None,
                     halted=launch.halted,
                     gui=launch.gui,
                 )
@@ -201,11 +215,23 @@ class Runner:
             said = _complaint(record.log_tail(self._store.folder(name))) or "it printed nothing"
             raise DriverError(f"machine {name!r}: QEMU did not start: {said}", hint=_remedy(said)) from error
 
+    def _load(self, monitor: Monitor, source: Path, deadline: Deadline) -> None:
+        try:
+            frozen.load(monitor, source, deadline)
+        except (DriverError, WaitTimeoutError) as error:
+            said = _complaint(record.log_tail(self._store.folder(monitor.machine))) or error.message
+            raise ThawError(f"machine {monitor.machine!r}: QEMU cannot load {source}: {said}") from error
+
     def _how_ended(self, machine: Record) -> MachineState:
         # QEMU removes its pid file when it ends in order. It does so after SIGTERM too, but tells of it.
         folder = self._store.folder(machine.spec.name)
         killed = (folder / record.PID_FILE).exists() or _KILLED_BY_SIGNAL in record.log_tail(folder)
         return MachineState.ABORTED if killed else MachineState.POWERED_OFF
+
+
+def _goes_on_from(machine: Record) -> Path | None:
+    """The frozen machine that this one goes on from when it is started now."""
+    return None if machine.was_on else machine.spec.thaw_from
 
 
 def _complaint(printed: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import (
@@ -18,7 +19,7 @@ from pytest_vmfest.drivers.base import (
     MachineState,
     PropertyKind,
 )
-from pytest_vmfest.drivers.disk_images import find_image_program
+from pytest_vmfest.drivers.disk_images import check_readable, find_image_program
 from pytest_vmfest.drivers.refusals import (
     check_snapshot_name,
     find_snapshot,
@@ -29,6 +30,7 @@ from pytest_vmfest.drivers.virtualbox import (
     address,
     console,
     diagnosis,
+    frozen,
     hardware,
     nat,
     networks,
@@ -41,26 +43,28 @@ from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
+    CommandError,
     DestroyError,
     DriverError,
     MachineExistsError,
     MachineNotFoundError,
+    NotSupportedError,
+    ThawError,
     clean_up_after,
 )
 from pytest_vmfest.folders import make_private, writing_to
-from pytest_vmfest.specs import Endpoint
+from pytest_vmfest.specs import Endpoint, ImageModel
 from pytest_vmfest.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from virtualbox.library import IConsole
 
     from pytest_vmfest.checks import Check
     from pytest_vmfest.drivers.virtualbox.snapshots import Snapshot
     from pytest_vmfest.keyboard import Stroke
-    from pytest_vmfest.specs import ImageModel, MachineSpec
+    from pytest_vmfest.specs import MachineSpec
 
 _QUICK_S = 30.0
 """For what VirtualBox does at once, unless another program has the machine locked."""
@@ -75,6 +79,7 @@ class VirtualBoxDriver(Driver):
     """Machines run by VirtualBox. They may be operated from any process that has the same store."""
 
     name = "virtualbox"
+    freezes = True
     takes_url = True
 
     def __init__(self, settings: DriverSettings) -> None:
@@ -119,11 +124,15 @@ class VirtualBoxDriver(Driver):
     # --- machines ----------------------------------------------------------------------------------
 
     def _create(self, spec: MachineSpec) -> None:
-        """Create a powered-off machine on a differencing image. On failure nothing is left of it."""
+        """Create a machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
+        image = spec.image
+        if spec.thaw_from is not None:
+            frozen.facts_of(spec.thaw_from)
+            image = frozen.model(image, spec.thaw_from)
         # Making a base takes long, and need not hold up others.
         with (
-            there.media.ready(spec.image, permanent=spec.permanent),
+            there.media.ready(image, permanent=spec.permanent),
             there.connection.registry_lock(),
         ):
             there.machines.forget_lost()
@@ -137,14 +146,16 @@ class VirtualBoxDriver(Driver):
                 make_private(folder.parent)
                 shutil.rmtree(folder, ignore_errors=True)  # of one whose creation was killed
                 folder.mkdir(mode=0o700)
+                if spec.freeze_to is not None:
+                    make_private(spec.freeze_to)
             try:
                 with trouble.translated(f"machine {spec.name!r} cannot be created"):
-                    self._register(there, spec, folder)
+                    self._register(there, spec, image, folder)
             except BaseException as error:
                 clean_up_after(error, lambda: self._remove(there, spec.name))
                 raise
 
-    def _register(self, there: _Opened, spec: MachineSpec, folder: Path) -> None:
+    def _register(self, there: _Opened, spec: MachineSpec, image: ImageModel, folder: Path) -> None:
         from virtualbox.library import PortMode
 
         connection, vbox = there.connection, there.connection.vbox
@@ -157,6 +168,8 @@ class VirtualBoxDriver(Driver):
         )
         hardware.configure(connection, com, spec)
         networks.configure(connection, self.settings, com, spec)
+        if spec.thaw_from is not None:
+            frozen.fit_cards(com, spec)
         port = com.get_serial_port(0)
         port.path = str(folder / console.FILE)
         port.host_mode = PortMode.raw_file
@@ -170,11 +183,13 @@ class VirtualBoxDriver(Driver):
         ) as session:
             mutable = session.machine
             if spec.permanent:
-                there.media.attach_permanent(mutable, spec.image)
+                there.media.attach_permanent(mutable, image)
             else:
-                there.media.attach(mutable, spec.image)
+                there.media.attach(mutable, image)
             hardware.attach(connection, mutable, spec, folder)
             mutable.save_settings()
+            if spec.thaw_from is not None:
+                frozen.adopt(mutable, folder, spec.thaw_from)
 
     def start(self, name: str, deadline: Deadline) -> None:
         """Power on, or go on from the saved state; returns when the virtual CPU runs."""
@@ -282,6 +297,60 @@ class VirtualBoxDriver(Driver):
             endpoint=self._endpoint(there, machine) if state in ON else None,
         )
 
+    # --- machines frozen with their memory ---------------------------------------------------------
+
+    def freezing_key(self, spec: MachineSpec) -> str:
+        """A digest of VirtualBox's version, this host's CPU, the hardware and the image."""
+        if self.settings.url is not None:
+            raise NotSupportedError("machines of a VirtualBox behind a web service cannot be frozen")
+        version = self._opened().connection.version
+        check_readable(spec.image)
+        return frozen.key(spec, version)
+
+    def freeze(self, name: str, deadline: Deadline) -> None:
+        """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""
+        there, machine, state = self._look(name)
+        target = Path(machine.record.freeze_to)
+        if state is not MachineState.RUNNING or not machine.record.freeze_to:
+            raise wrong_state(name, state, "be frozen")
+        self.save_state(name, deadline)
+        slots = networks.first_private_slot(machine.record.network) + len(machine.record.nics)
+        with trouble.translated(f"machine {name!r} cannot be frozen"):
+            folder = there.machines.folder(name)
+            frozen.keep(there.connection, machine.com, slots, folder, target, deadline)
+        # What takes long is done by now when others go on from it.
+        with there.media.ready(ImageModel(name, target / frozen.DISK, "vdi")):
+            self._remove(there, name)
+
+    def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
+        """Give the guest the addresses that its cards have by the settings, and plug the cards in."""
+        there, machine, _ = self._on(name, "be given its addresses")
+        slots = networks.seen_slots(machine.record.network, machine.record.nics)
+        if not machine.record.thaw_from or not slots:
+            return False
+        was = frozen.facts_of(Path(machine.record.thaw_from)).macs
+        with trouble.translated(f"machine {name!r}: its addresses cannot be read"):
+            macs = [frozen.mac_of(machine.com, slot) for slot in slots]
+        try:
+            run(frozen.move_script([was[slot] for slot in slots], macs), frozen.program())
+        except CommandError as error:
+            raise ThawError(f"its network cards cannot be given their addresses: {error.message}") from error
+        with self._plugging_in(there, machine):
+            run(frozen.ask_script(), b"")
+        return True
+
+    @contextmanager
+    def _plugging_in(self, there: _Opened, machine: Machine) -> Iterator[None]:
+        """Plug in the cards of a machine that went on from a frozen one; at the end it is as all others."""
+        kept = machine.record
+        with there.machines.locked(machine, Deadline(_QUICK_S), "be given its network") as session:
+            networks.plug_in(self.settings, session.machine, machine.name, kept.network, kept.nics)
+            yield
+            behind = networks.nat_slot(kept.network)
+            if kept.network != "nat" and behind is not None:
+                nat.close_ssh(session.machine, behind)
+            session.machine.save_settings()
+
     # --- reaching the guest ------------------------------------------------------------------------
 
     def endpoint(self, name: str, deadline: Deadline) -> Endpoint:
@@ -305,8 +374,14 @@ class VirtualBoxDriver(Driver):
 
     def _endpoint(self, there: _Opened, machine: Machine) -> Endpoint | None:
         with trouble.translated(f"machine {machine.name!r}: its address cannot be looked up"):
-            if machine.record.network == "nat":
-                return nat.ssh_endpoint(machine.com)
+            mode = machine.record.network
+            if mode == "nat" or machine.record.thaw_from:
+                slot = networks.nat_slot(mode)
+                by_nat = nat.ssh_endpoint(machine.com, slot) if slot is not None else None
+                if by_nat is not None:
+                    return by_nat
+                if mode == "nat":
+                    raise DriverError(f"machine {machine.name!r} has no NAT rule {nat.SSH_RULE!r} any more")
             ip = address.look(there.connection, machine.com, machine.record.network)
             return Endpoint(ip, _SSH_PORT) if ip else None
 
@@ -447,8 +522,22 @@ class VirtualBoxDriver(Driver):
         networks.check_networks(self.settings.home, machine.record.nics)
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
-        with _ports(there.machines, machine, deadline):
-            there.machines.launch(machine, deadline, gui=self.settings.gui)
+        is_saved = there.machines.state(machine) is MachineState.SAVED
+        if (
+            machine.record.thaw_from
+            and not is_saved
+            and not networks.is_plugged_in(machine.com, machine.record.network, machine.record.nics)
+        ):
+            with self._plugging_in(there, machine):  # its state was dropped: it boots like any other
+                pass
+        thaws = is_saved and frozen.is_adopted(machine.com)
+        try:
+            with _ports(there.machines, machine, deadline):
+                there.machines.launch(machine, deadline, gui=self.settings.gui)
+        except DriverError as error:
+            if thaws and there.machines.state(machine) is MachineState.SAVED:
+                raise ThawError(error.message, hint=error.hint) from error
+            raise
 
 
 class _Opened:

@@ -58,6 +58,7 @@ class Media:
         self._bases = Bases(home, self._registry, program, progress)
         self._notes = Notes(home)
         self._machines = home.resolve() / "virtualbox" / "machines"
+        self._templates = home.resolve() / "templates"
 
     def check(self, image: ImageModel) -> None:
         """Raise `ImageInvalidError` if the model's disk is not there, or no complete disk of its format."""
@@ -174,7 +175,9 @@ class Media:
             self._settle_permanent()
             live = self._live()
             for path, medium in self._registered().items():
-                if path.parent == self._bases.folder or self._is_of_a_machine(path):
+                # That of a template is only known while it is written; VirtualBox cannot close it then.
+                is_template = path.is_relative_to(self._templates)
+                if path.parent == self._bases.folder or self._is_of_a_machine(path) or is_template:
                     self._close_unused(medium, live)
             self._bases.tidy(self._registered().keys())
 

@@ -186,13 +186,17 @@ def open_rule(machine: IMachine, slot: int, rule: Redirect, pid: int) -> Redirec
     )
 
 
-def ssh_endpoint(machine: IMachine) -> Endpoint:
-    """Where port 22 of a running guest is reached in network mode nat."""
+def ssh_endpoint(machine: IMachine, slot: int) -> Endpoint | None:
+    """Where port 22 of a running guest is reached through the NAT behind a card; None if it is not."""
     with trouble.translated(f"machine {machine.name!r}: its NAT rules cannot be read"):
-        found = rules(machine, 0).get(SSH_RULE)
-    if found is None:
-        raise DriverError(f"machine {machine.name!r} has no NAT rule {SSH_RULE!r} any more")
-    return found.endpoint
+        found = rules(machine, slot).get(SSH_RULE)
+    return found.endpoint if found else None
+
+
+def close_ssh(machine: IMachine, slot: int) -> None:
+    """Close that way; ``machine`` is locked."""
+    if SSH_RULE in rules(machine, slot):
+        machine.get_network_adapter(slot).nat_engine.remove_redirect(SSH_RULE)
 
 
 def forward(machine: IMachine, slot: int, guest_port: int, pid: int) -> Endpoint:

@@ -25,7 +25,7 @@ from pytest_vmfest.folders import make_private, writing_to
 from pytest_vmfest.specs import check_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from virtualbox.library import IMachine, INetworkAdapter
@@ -50,6 +50,17 @@ def nat_slot(mode: NetworkMode) -> int | None:
     return {"local": 1, "nat": 0}.get(mode)
 
 
+def first_private_slot(mode: NetworkMode) -> int:
+    """The slot of the first card on a private network."""
+    return 2 if mode == "local" else 1
+
+
+def seen_slots(mode: NetworkMode, nics: Sequence[PrivateNic]) -> list[int]:
+    """The slots of the cards that other machines can see."""
+    first = first_private_slot(mode)
+    return [*([] if mode == "nat" else [0]), *range(first, first + len(nics))]
+
+
 def is_host_only(mode: NetworkMode) -> bool:
     """Whether this host reaches the guest by its host-only interface."""
     return mode in ("local", "internal")
@@ -58,11 +69,12 @@ def is_host_only(mode: NetworkMode) -> bool:
 def configure(connection: Connection, settings: DriverSettings, machine: IMachine, spec: MachineSpec) -> None:
     """Set up the network cards of a new machine that is not registered yet.
 
-    The host-only interface is created if it is missing. Raises `ConfigurationError`, `NotSupportedError`
-    (ports of another host), `DriverError`.
+    The host-only interface is created if it is missing. The cards of a machine that goes on from a frozen one
+    are plugged in later, by `plug_in`, but for the one behind NAT, by which it is reached until then. Raises
+    `ConfigurationError`, `NotSupportedError` (ports of another host), `DriverError`.
     """
     _check_ports(settings, spec)
-    last = len(spec.nics) + (2 if spec.network == "local" else 1)
+    last = first_private_slot(spec.network) + len(spec.nics)
     if last > SLOTS:
         raise ConfigurationError(
             f"machine {spec.name!r}: {last} network cards, and VirtualBox's machines have {SLOTS}",
@@ -77,16 +89,41 @@ def configure(connection: Connection, settings: DriverSettings, machine: IMachin
         first = _card(connection, machine, 0, spec)
         if spec.hardware.mac:
             first.mac_address = spec.hardware.mac.replace(":", "")
-        if is_host_only(spec.network):
-            _plug_into_host(first, settings.local_interface)
-        elif spec.network == "bridged":
+        if spec.network == "bridged":
             _plug_into_lan(first, lan)
         behind = nat_slot(spec.network)
         if behind is not None:
             _plug_into_nat(first if behind == 0 else _card(connection, machine, behind, spec))
-            nat.set_up(machine, behind, spec.hardware.nat_rules, ssh=spec.network == "nat")
-        for slot, nic in enumerate(spec.nics, start=last - len(spec.nics)):
-            _plug_into_network(_card(connection, machine, slot, spec), nic, settings.home)
+            by_nat = spec.network == "nat" or spec.thaw_from is not None
+            nat.set_up(machine, behind, spec.hardware.nat_rules, ssh=by_nat)
+        for slot, nic in enumerate(spec.nics, start=first_private_slot(spec.network)):
+            _card(connection, machine, slot, spec).mac_address = nic.mac.replace(":", "")
+    if spec.thaw_from is None:
+        plug_in(settings, machine, spec.name, spec.network, spec.nics)
+
+
+def plug_in(
+    settings: DriverSettings,
+    machine: IMachine,
+    name: str,
+    mode: NetworkMode,
+    nics: Sequence[PrivateNic],
+) -> None:
+    """Connect the cards that other machines can see; the machine may be running."""
+    with trouble.translated(f"machine {name!r}: its network cards cannot be plugged in"):
+        if is_host_only(mode):
+            _plug_into_host(machine.get_network_adapter(0), settings.local_interface)
+        for slot, nic in enumerate(nics, start=first_private_slot(mode)):
+            _plug_into_network(machine.get_network_adapter(slot), nic, settings.home)
+
+
+def is_plugged_in(machine: IMachine, mode: NetworkMode, nics: Sequence[PrivateNic]) -> bool:
+    """Whether the cards are connected that other machines can see."""
+    from virtualbox.library import NetworkAttachmentType
+
+    with trouble.translated(f"machine {machine.name!r}: its network cards cannot be looked at"):
+        kinds = [machine.get_network_adapter(slot).attachment_type for slot in seen_slots(mode, nics)]
+    return NetworkAttachmentType.null not in kinds
 
 
 def _check_ports(settings: DriverSettings, spec: MachineSpec) -> None:
@@ -114,8 +151,9 @@ def _card(connection: Connection, machine: IMachine, slot: int, spec: MachineSpe
 def _plug_into_host(card: INetworkAdapter, interface: str) -> None:
     from virtualbox.library import NetworkAttachmentType
 
-    card.attachment_type = NetworkAttachmentType.host_only
+    # In this order: a machine that runs is plugged in by the second.
     card.host_only_interface = interface
+    card.attachment_type = NetworkAttachmentType.host_only
 
 
 def _plug_into_lan(card: INetworkAdapter, interface: str) -> None:
@@ -134,9 +172,8 @@ def _plug_into_nat(card: INetworkAdapter) -> None:
 def _plug_into_network(card: INetworkAdapter, nic: PrivateNic, home: Path) -> None:
     from virtualbox.library import NetworkAttachmentType
 
-    card.attachment_type = NetworkAttachmentType.internal
     card.internal_network = internal_name(home, nic.network)
-    card.mac_address = nic.mac.replace(":", "")
+    card.attachment_type = NetworkAttachmentType.internal
 
 
 # --- private networks ------------------------------------------------------------------------------

@@ -23,18 +23,27 @@ _ENDED_KEY = "vmfest/powered-down"
 
 @dataclass(frozen=True)
 class Record:
-    """A machine's image, networks and tags."""
+    """A machine's image, networks and tags; where it is to be kept, or what it went on from."""
 
     image: str
     network: NetworkMode
     nics: tuple[PrivateNic, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
+    freeze_to: str = ""
+    thaw_from: str = ""
 
     @classmethod
     def of(cls, spec: MachineSpec) -> Record:
         """The record of a machine to be."""
-        return cls(spec.image.name, spec.network, spec.nics, dict(spec.tags))
+        return cls(
+            spec.image.name,
+            spec.network,
+            spec.nics,
+            dict(spec.tags),
+            freeze_to=str(spec.freeze_to or ""),
+            thaw_from=str(spec.thaw_from or ""),
+        )
 
     def write(self, machine: IMachine) -> None:
         """Keep it with the machine."""
@@ -51,6 +60,8 @@ def read(machine: IMachine) -> Record | None:
             nics=tuple(PrivateNic(**nic) for nic in data["nics"]),
             tags=data["tags"],
             created=data["created"],
+            freeze_to=data.get("freeze_to", ""),
+            thaw_from=data.get("thaw_from", ""),
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,0 +1,32 @@
+"""Where a machine's memory is that is to be frozen, or goes on from a frozen one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_vmfest.drivers.qemu import frozen
+from pytest_vmfest.drivers.qemu.command import Memory
+from pytest_vmfest.drivers.qemu.record import Record
+from pytest_vmfest.specs import HARDWARE, ImageModel, MachineSpec
+
+SPEC = MachineSpec("m", ImageModel("tiny", Path("/store/disk"), "qcow2"), HARDWARE["micro"])
+FOLDER = Path("/store/templates/tiny-1")
+
+
+@pytest.mark.parametrize(
+    ("spec", "memory"),
+    [
+        (SPEC, None),
+        (replace(SPEC, freeze_to=FOLDER), Memory(FOLDER / "memory", is_shared=True)),
+        (replace(SPEC, thaw_from=FOLDER), Memory(FOLDER / "memory", is_shared=False)),
+    ],
+)
+def test_the_memory_is_in_the_folder_at_first(spec, memory):
+    """What is to be frozen writes there, what goes on from there does not; later starts have their own.
+
+    One that was to be frozen and was not, such as one that did not come up and was kept, would else write to
+    what another one has frozen there meanwhile.
+    """
+    assert frozen.memory_of(Record(spec)) == memory
+    assert frozen.memory_of(Record(spec, was_on=True)) is None
