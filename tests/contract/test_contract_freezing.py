@@ -115,7 +115,7 @@ def test_what_the_key_depends_on(lab, frozen):
     nic = PrivateNic("net", "52:54:00:00:00:01", "10.0.0.1")
     others = [
         lab.spec(hardware=HardwareModel("larger", 96, 1)),
-        lab.spec(network="nat" if lab.network == "local" else "local"),
+        lab.spec(network="internal" if lab.network == "local" else "local"),
         lab.spec(nics=(nic,)),
     ]
     assert len({key(spec) for spec in (alike, *others)}) == 4
