@@ -62,7 +62,7 @@ def test_nat(connection, settings):
         assert set(rules) == {"vmfest-ssh", "vmfest-web", "dns"}
         assert (rules["dns"].protocol, rules["dns"].host_port, rules["dns"].guest_port) == ("udp", 5353, 53)
         assert rules["vmfest-ssh"].guest_port == 22
-        assert nat.ssh_endpoint(found) == rules["vmfest-ssh"].endpoint
+        assert nat.ssh_endpoint(found, 0) == rules["vmfest-ssh"].endpoint
 
 
 def test_a_start_keeps_its_ports_as_far_as_they_are_free(connection, settings):
