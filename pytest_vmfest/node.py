@@ -68,8 +68,9 @@ class Node:
         self.timings: dict[str, float] = {}
         """Seconds that each phase took, in turn: clone, boot, ssh, network, init_script.
 
-        A node that resumed from a template has ``resume`` for ``boot``, and first ``template`` if it has made
-        that, or ``shared`` if it has waited for others who did. Before all is ``failed_start``, if other
+        A node that resumed from a template has ``resume`` for ``boot``, with VirtualBox ``address`` if it got
+        addresses of its own then, and first ``template`` if it has made that, or ``shared`` if it has waited
+        for others who did. Before all is ``failed_start``, if other
         machines did not come up. Empty if another process has started it.
         """
         self.began = 0.0

@@ -406,7 +406,7 @@ def _failure_in(path: Path) -> Failure | None:
 
 
 def users_in(home: Path) -> dict[str, list[str]]:
-    """By template: the machines of the store that have gone on from it, whichever driver is configured."""
+    """By template: the machines of the store that need its files, whichever driver is configured."""
     users: dict[str, list[str]] = {}
     for name in STANDING_ON_TEMPLATES:
         driver = load_driver(name, DriverSettings(home))

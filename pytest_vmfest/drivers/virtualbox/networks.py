@@ -9,7 +9,8 @@ bridged     the LAN that this host is on
 internal    host-only: reached from this host, no way out
 ==========  ==============================================  =======
 
-Private networks follow, one card each.
+Private networks follow, one card each. A machine that goes on from a frozen one is entered through its NAT,
+until its cards have their own addresses and are plugged in.
 """
 
 from __future__ import annotations
