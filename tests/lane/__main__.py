@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     suites = [suite for suite in SUITES if not options.suite or suite.name in options.suite]
+    if options.swap_starts:
+        suites = [replace(suite, cold=not suite.cold) for suite in suites]
     progress = LineProgress(say)
     try:
         programs = emulator(store_home(), progress)
@@ -118,7 +121,8 @@ class _Makers:
 def _shares(suites: Sequence[Suite]) -> list[list[Suite]]:
     """What is run at the same time: as much as there is memory for."""
     free_mib = psutil.virtual_memory().available // 1024**2
-    wanted = [[suite for suite in share if suite in suites] for share in SHARES]
+    named = {suite.name: suite for suite in suites}
+    wanted = [[named[suite.name] for suite in share if suite.name in named] for share in SHARES]
     if free_mib >= len(wanted) * (MEMORY_MIB + _ROOM_MIB) + _ROOM_MIB:
         return wanted
     say(f"{free_mib} MiB of memory are free: one host after the other")
@@ -149,6 +153,11 @@ def _options() -> argparse.Namespace:
         action="append",
         choices=[suite.name for suite in SUITES],
         help="only this one (repeatable)",
+    )
+    parser.add_argument(
+        "--swap-starts",
+        action="store_true",
+        help="let machines boot in the suites where they usually resume, and the other way round",
     )
     return parser.parse_args()
 
