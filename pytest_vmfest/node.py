@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _NAME_FILE = "/run/vmfest/instance"
 _NAME_MARK = "vmfest machine "
 _VERIFY_S = 20.0
+# For asking or setting the clock of a guest that may not answer at all.
+_CLOCK_S = 10.0
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -315,8 +317,21 @@ class Node:
         self.instance.resume()
 
     def snapshot(self, name: str) -> None:
-        """Keep disk and memory under ``name``."""
+        """Keep disk and memory under ``name``.
+
+        The guest stands still meanwhile. Its clock is set forward by that time then, if there is a connection.
+        """
+
+        # A guest that does not answer can be kept as well; who talks to it next is told.
+        silent = (RemoteError, CommandError, CommandTimeoutError, WaitTimeoutError)
+        wrong_s = None
+        if self._link.is_up and self.instance.state is MachineState.RUNNING:
+            with suppress(*silent):
+                wrong_s = mending.lateness_s(self._runner(Deadline(_CLOCK_S)))
         self.instance.snapshot(name)
+        if wrong_s is not None:
+            with suppress(*silent):
+                mending.set_clock(self._runner(Deadline(_CLOCK_S)), wrong_s)
 
     def revert(self, name: str) -> None:
         """Go back to the snapshot ``name``, memory included; a running guest's clock is set right again."""
@@ -328,13 +343,11 @@ class Node:
             self._link.remote(deadline, is_new=True)
             late_s = self.instance.driver.lateness_s(self.instance.name)
             began = time.time()
-            now = mending.clock_of(self._as_root(mending.wake_script(late_s), deadline))
+            now = mending.clock_of(self._mend(mending.wake_script(late_s), late_s, deadline))
             ended = time.time()
-            if late_s is None:
-                mending.set_clock(lambda command: self._as_root(command, deadline))
             # It may have been wrong when the snapshot was taken; and QEMU's emulated time stamp counter does
             # not go back with a snapshot, so that guests who tell the time by that are early.
-            elif now is not None and not began <= now <= ended:
+            if late_s is not None and now is not None and not began <= now <= ended:
                 self._as_root(mending.mend_command(ended - now), deadline)
 
     def console(self) -> str:
@@ -394,7 +407,7 @@ class Node:
         private NICs have from there.
         """
         text = self.introduction.script(was or ())
-        late_s = None
+        late_s: float | None = 0.0
         if was is not None:
             late_s = self.instance.driver.lateness_s(self.instance.name)
             text = mending.script(late_s) + "\n" + text
@@ -402,10 +415,15 @@ class Node:
         text += (
             f"\n[ -d {folder} ] || mkdir -p {folder}\necho {_NAME_MARK}{self.instance.name} > {_NAME_FILE}"
         )
-        self._as_root(text, deadline)
-        if was is not None and late_s is None:
-            mending.set_clock(lambda command: self._as_root(command, deadline))
+        self._mend(text, late_s, deadline)
         self._link.verify = self._verify
+
+    def _mend(self, script: str, late_s: float | None, deadline: Deadline) -> bytes:
+        """Run a script for a guest that was ``late_s`` late; None: its clock is set by this host's then."""
+        told = self._as_root(script, deadline)
+        if late_s is None:
+            mending.set_clock(self._runner(deadline))
+        return told
 
     def _verify(self, remote: Remote, deadline: Deadline) -> None:
         """Refuse a guest that is another machine's; one that has booted anew knows no name."""
@@ -425,6 +443,9 @@ class Node:
     def _as_root(self, text: str, deadline: Deadline, input: bytes | None = None) -> bytes:
         done = self._run(text, user="root", check=True, timeout_s=deadline.timeout(), input=input)
         return done.stdout.encode(ENCODING, ENCODING_ERRORS)
+
+    def _runner(self, deadline: Deadline) -> Callable[[str], bytes]:
+        return lambda command: self._as_root(command, deadline)
 
     def _using(self, deadline: Deadline) -> AbstractContextManager[Remote]:
         return self._link.using(deadline.at_most(self._connect_timeout_s))

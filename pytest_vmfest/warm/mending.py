@@ -43,10 +43,20 @@ def wake_script(late_s: float | None) -> str:
     return "\n".join(lines if late_s is not None else [date, *lines])
 
 
-def set_clock(run: Callable[[str], bytes]) -> None:
-    """Set the guest's clock by this host's: right to half the time of the quickest of some readings.
+def set_clock(run: Callable[[str], bytes], wrong_s: float = 0.0) -> None:
+    """Set the guest's clock by this host's, as precise as `lateness_s`; ``wrong_s`` late if that is meant.
 
     ``run`` runs shell text as root in it. Without the program, nothing is done.
+    """
+    late_s = lateness_s(run)
+    if late_s is not None:
+        run(mend_command(late_s - wrong_s))
+
+
+def lateness_s(run: Callable[[str], bytes]) -> float | None:
+    """By how much the guest's clock is late: right to half the time of the quickest of some readings.
+
+    ``run`` runs shell text as root in it. None without the program.
     """
     readings = []
     for _ in range(_CLOCK_READINGS):
@@ -57,9 +67,9 @@ def set_clock(run: Callable[[str], bytes]) -> None:
             told = None
         ended = time.time()
         if told is None:
-            return
+            return None
         readings.append((ended - began, (began + ended) / 2 - told))
-    run(mend_command(min(readings)[1]))
+    return min(readings)[1]
 
 
 def clock_of(told: bytes) -> float | None:

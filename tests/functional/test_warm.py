@@ -83,10 +83,12 @@ def test_a_resumed_machine_boots_anew(server):
 
 
 def test_resets_of_a_resumed_machine(server):
-    """Snapshots hold all of its memory, and the clock is right after a revert."""
+    """Snapshots hold all of its memory, and the clock is right after one and after a revert."""
     with server.launch(image="tiny") as node:
         node.check_output("echo one > /run/mine")
         node.snapshot("here")
+        late_s, error_s = lateness(node)
+        assert abs(late_s) < CLOCK_S + error_s
         for _ in range(2):
             node.check_output("echo two > /run/mine")
             node.revert("here")

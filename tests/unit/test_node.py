@@ -179,8 +179,57 @@ def test_a_clock_that_is_wrong_after_a_revert(server, node, monkeypatch, early_s
     server.driver.respond(r"/var/lib/vmfest/mend -?\d+ \d+ ?", corrected)
     monkeypatch.setattr(server.driver, "lateness_s", lambda name: 1.5)
     node.snapshot("here")
+    corrections.clear()
     node.revert("here")
     assert corrections == ([pytest.approx(-early_s, abs=0.1)] if early_s else [])
+
+
+class Clock:
+    """A guest's clock, and the program that tells and sets it."""
+
+    def __init__(self, late_s):
+        self.late_s = late_s
+
+    def __call__(self, call):
+        seconds, microseconds = call.command.split()[1:3]
+        self.late_s -= int(seconds) + int(microseconds) / 1e6
+        seconds, fraction = divmod(time.time() - self.late_s, 1)
+        return Completed(0, struct.pack("<qq", int(seconds), int(fraction * 1e9)), b"")
+
+
+@pytest.fixture
+def slow_snapshots(server, monkeypatch):
+    """The guest's clock, which stands still for 2 s while a snapshot is taken."""
+    clock = Clock(late_s=3600.0)
+    server.driver.respond(r"/var/lib/vmfest/mend -?\d+ \d+ .*", clock)
+    take = server.driver.take_snapshot
+
+    def halting(*arguments):
+        take(*arguments)
+        clock.late_s += 2
+
+    monkeypatch.setattr(server.driver, "take_snapshot", halting)
+    return clock
+
+
+def test_the_clock_after_a_snapshot(node, slow_snapshots):
+    """It is not late by what the snapshot took, and as wrong as it was, which may be meant."""
+    node.snapshot("here")
+    assert slow_snapshots.late_s == pytest.approx(3600, abs=0.1)
+
+
+def test_a_snapshot_of_a_guest_that_does_not_answer(server, node, slow_snapshots):
+    """It is taken nevertheless; and one without a connection gets none."""
+
+    def broken(call):
+        raise ConnectionLostError("the line is broken")
+
+    server.driver.respond(r"/var/lib/vmfest/mend .*", broken)
+    node.snapshot("here")
+    node.disconnect()
+    node.snapshot("there")
+    assert not node.is_connected
+    assert node.instance.snapshots() == ["here", "there"]
 
 
 def test_who_it_is(node):
