@@ -319,9 +319,8 @@ class Node:
     def snapshot(self, name: str) -> None:
         """Keep disk and memory under ``name``.
 
-        The guest stands still meanwhile. Its clock is set forward by that time then, if there is a connection.
+        The guest stands still meanwhile. If there is a connection, its clock is set forward by that time then.
         """
-
         # A guest that does not answer can be kept as well; who talks to it next is told.
         silent = (RemoteError, CommandError, CommandTimeoutError, WaitTimeoutError)
         wrong_s = None
