@@ -319,7 +319,7 @@ class Node:
     def snapshot(self, name: str) -> None:
         """Keep disk and memory under ``name``.
 
-        The guest stands still meanwhile. If there is a connection, its clock is set forward by that time then.
+        The guest stands still meanwhile. If there is a connection, its clock is set forward by that time.
         """
         # A guest that does not answer can be kept as well; who talks to it next is told.
         silent = (RemoteError, CommandError, CommandTimeoutError, WaitTimeoutError)
