@@ -1,4 +1,4 @@
-"""A group started together, a running node set back to a snapshot, and a cold debian-12 if it is installed.
+"""A group started together, and a running node set back to a snapshot.
 
 That a reset node is fresh is proved by a file that must be gone after each revert.
 """
@@ -38,14 +38,6 @@ def resets(server: Server) -> tuple[list[float], list[float]]:
     return taken, reverted
 
 
-def debian(server: Server) -> float:
-    """A cold debian-12, from request to its first command's result."""
-    began = time.perf_counter()
-    with server.launch(image="debian-12") as node:
-        node.check_output("test -d /run/systemd/system")
-        return time.perf_counter() - began
-
-
 def main() -> None:
     """Print medians."""
     with Server() as server:
@@ -56,9 +48,6 @@ def main() -> None:
             ["snapshot with memory", spread(taken, "s")],
             ["revert with memory, to the next command's result", spread(reverted, "s")],
         ]
-        if "debian-12" in server.images.names():
-            times = [debian(server) for _ in range(ROUNDS)]
-            rows.append(["debian-12, request to first SSH command", spread(times, "s")])
     print_table(["what", "median (smallest to largest)"], rows)
 
 

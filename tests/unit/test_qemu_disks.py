@@ -59,6 +59,12 @@ def test_a_changed_image_is_checked_anew(disks, images, tmp_path, model):
     assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
 
 
+def test_an_empty_overlay_is_small(disks, images, tmp_path, model):
+    """A machine's disk takes next to nothing until it writes."""
+    disks.create_overlay(model(images / "disk.qcow2", "qcow2"), tmp_path / "overlay")
+    assert (tmp_path / "overlay").stat().st_blocks * 512 <= 64 * 1024
+
+
 def test_the_proof_is_used_again(disks, images, tmp_path, model):
     """The second machine on an image needs no program at all."""
     image = model(images / "disk.qcow2", "qcow2")

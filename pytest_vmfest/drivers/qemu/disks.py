@@ -18,6 +18,10 @@ from pytest_vmfest.folders import make_private, writing_to
 if TYPE_CHECKING:
     from pytest_vmfest.specs import ImageModel
 
+# An empty overlay takes three of these and a bit, and a guest's small write one. Its speed is that of the
+# 64 KiB that qemu-img takes by itself.
+_CLUSTER_BYTES = 16 * 1024
+
 
 class Disks:
     """Works on disk files with the program ``qemu-img``; keeps empty overlays under ``cache``."""
@@ -50,7 +54,8 @@ class Disks:
 
     def create_empty_overlay(self, base: Path, base_format: str, target: Path) -> None:
         """Create an overlay on any disk, which has to stay where it is."""
-        self._tool.run("create", "-q", "-f", "qcow2", "-b", str(base), "-F", base_format, str(target))
+        options = ["-o", f"cluster_size={_CLUSTER_BYTES}", "-b", str(base), "-F", base_format]
+        self._tool.run("create", "-q", "-f", "qcow2", *options, str(target))
 
     def snapshot_tags(self, disk: Path) -> list[str]:
         """The tags of the snapshots in a disk that no machine uses, oldest first."""
