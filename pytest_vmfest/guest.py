@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_vmfest.shell import find_card
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -55,11 +57,7 @@ class Introduction:
 
 def _nic(nic: PrivateNic, was: str) -> list[str]:
     return [
-        "dev=",
-        "for path in /sys/class/net/*; do",
-        '  { read -r found < "$path/address"; } 2> /dev/null || continue',
-        f'  [ "$found" = {was} ] && dev=${{path##*/}}',
-        "done",
+        *find_card(was),
         f'[ -n "$dev" ] || {{ echo "no network interface has the MAC {was}" >&2; exit 1; }}',
         *([f'ip link set dev "$dev" down address {nic.mac}'] if was != nic.mac else []),
         f'ip address replace {nic.address}/{nic.prefix_length} dev "$dev"',

@@ -68,6 +68,22 @@ def compose(
     return Script(f"sudo -k -S -p '' {target}", input_prefix=login.sudo_password.encode() + b"\n")
 
 
+def find_card(mac: str) -> list[str]:
+    """Lines of a POSIX shell script that set ``$dev`` to the network card with an address, or to nothing.
+
+    What stands on a card, such as a VLAN or a bridge, may have the same address. ``mac`` may be the shell's
+    word for it. No program is started.
+    """
+    return [
+        "dev=",
+        "for path in /sys/class/net/*; do",
+        '  [ -e "$path/device" ] || continue',
+        '  { read -r address < "$path/address"; } 2> /dev/null || continue',
+        f'  [ "$address" = {mac} ] && dev=${{path##*/}}',
+        "done",
+    ]
+
+
 def _in_place(text: str, env: Mapping[str, str], cwd: str | None) -> str:
     before = []
     for name, value in env.items():

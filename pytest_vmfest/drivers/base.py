@@ -305,6 +305,10 @@ class Driver(ABC):
         """
         raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
 
+    def frozen_mib(self, spec: MachineSpec) -> int:
+        """What a frozen machine of this spec may add to the store, in MiB: all of its memory."""
+        return spec.hardware.memory_mib
+
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Keep the running machine in the folder that it was made for (`MachineSpec.freeze_to`), and end it.
 

@@ -304,7 +304,8 @@ class Templates:
 
     def fits(self, spec: MachineSpec) -> bool:
         """Whether the store has room for another template; if not, that is told."""
-        free_mib, wanted_mib = shutil.disk_usage(self.home).free >> 20, spec.hardware.memory_mib + _SPARE_MIB
+        free_mib = shutil.disk_usage(self.home).free >> 20
+        wanted_mib = self._driver.frozen_mib(spec) + _SPARE_MIB
         if free_mib < wanted_mib:
             wanted = f"a template may take {wanted_mib} MiB"
             # What is free changes all the time.

@@ -20,7 +20,7 @@ def run_here(tmp_path):
     for tool in ("ip", "hostname"):
         (tmp_path / "bin" / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> {tmp_path}/calls\n')
         (tmp_path / "bin" / tool).chmod(0o755)
-    (tmp_path / "sys/class/net/lan1").mkdir(parents=True)
+    (tmp_path / "sys/class/net/lan1/device").mkdir(parents=True)
     (tmp_path / "sys/class/net/lan1/address").write_text("52:54:00:00:00:01\n")
 
     def run(introduction: Introduction, was: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -86,9 +86,12 @@ def test_a_lone_node_knows_its_own_name(run_here, tmp_path):
 
 
 def test_the_interface_is_found_by_its_mac(run_here, tmp_path):
-    """The address goes to the interface that has the MAC, whatever the guest calls it."""
+    """The address goes to the card that has the MAC, whatever the guest calls it, and to nothing on it."""
     nic = PrivateNic("net", mac="52:54:00:00:00:01", address="10.77.0.10")
     (tmp_path / "sys/class/net/bonding_masters").write_text("")  # no interface, though it is among them
+    vlan = tmp_path / "sys/class/net/lan1.7"  # no card, though it has that address
+    vlan.mkdir()
+    (vlan / "address").write_text("52:54:00:00:00:01\n")
     assert run_here(Introduction("box", (nic,))).returncode == 0
     calls = Path(tmp_path / "calls").read_text().splitlines()
     assert "ip address replace 10.77.0.10/24 dev lan1" in calls

@@ -31,6 +31,9 @@ class Driver:
             raise NotSupportedError("it cannot")
         return self.key
 
+    def frozen_mib(self, spec):
+        return spec.hardware.memory_mib
+
 
 @pytest.fixture
 def driver(tmp_path):

@@ -1,6 +1,7 @@
 """Machines that are to go on from a frozen one, as VirtualBox has them before they are started."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from registry import registered
@@ -8,7 +9,7 @@ from registry import registered
 from pytest_vmfest.drivers.base import MachineState
 from pytest_vmfest.drivers.disk_images import ImageTool, find_image_program
 from pytest_vmfest.drivers.virtualbox import frozen, nat
-from pytest_vmfest.errors import ThawError
+from pytest_vmfest.errors import StoreError, ThawError
 from pytest_vmfest.specs import HardwareModel, MachineSpec, PrivateNic
 
 NIC = PrivateNic("net", "52:54:00:00:00:01", "10.0.0.1")
@@ -61,6 +62,22 @@ def test_the_way_in(driver, connection, sector, source):
     assert kinds == ["NAT", "Null"]
     assert nat.ssh_endpoint(com, 0).host == "127.0.0.1"
     assert frozen.mac_of(com, 1) == NIC.mac
+
+
+def test_a_folder_for_it_that_cannot_be_made(driver, connection, sector, tmp_path):
+    """It is named, and nothing is left of the machine."""
+    (tmp_path / "file").touch()
+    known = registered(connection)
+    target = tmp_path / "file" / "frozen"
+    with pytest.raises(StoreError, match=str(target)):
+        driver.create(replace(spec(sector, None), freeze_to=target))
+    assert registered(connection) == known
+    assert driver.machines() == []
+
+
+def test_the_room_for_it(driver, sector):
+    """It takes its memory and a copy of its disk."""
+    assert driver.frozen_mib(spec(sector, None)) == 64 + 1
 
 
 @pytest.mark.parametrize("lost", [frozen.STATE, frozen.DISK, "console.log", "frozen.json"])

@@ -32,6 +32,7 @@ from pytest_vmfest.drivers.virtualbox import (
     diagnosis,
     frozen,
     hardware,
+    moving,
     nat,
     networks,
     screen,
@@ -43,7 +44,6 @@ from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
-    CommandError,
     DestroyError,
     DriverError,
     MachineExistsError,
@@ -126,9 +126,9 @@ class VirtualBoxDriver(Driver):
     def _create(self, spec: MachineSpec) -> None:
         """Create a machine on a differencing image. On failure nothing is left of it."""
         there = self._opened()
-        image = spec.image
+        image, facts = spec.image, None
         if spec.thaw_from is not None:
-            frozen.facts_of(spec.thaw_from)
+            facts = frozen.facts_of(spec.thaw_from)
             image = frozen.model(image, spec.thaw_from)
         # Making a base takes long, and need not hold up others.
         with (
@@ -146,16 +146,24 @@ class VirtualBoxDriver(Driver):
                 make_private(folder.parent)
                 shutil.rmtree(folder, ignore_errors=True)  # of one whose creation was killed
                 folder.mkdir(mode=0o700)
-                if spec.freeze_to is not None:
-                    make_private(spec.freeze_to)
             try:
+                if spec.freeze_to is not None:
+                    with writing_to(spec.freeze_to):
+                        make_private(spec.freeze_to)
                 with trouble.translated(f"machine {spec.name!r} cannot be created"):
-                    self._register(there, spec, image, folder)
+                    self._register(there, spec, image, folder, facts)
             except BaseException as error:
                 clean_up_after(error, lambda: self._remove(there, spec.name))
                 raise
 
-    def _register(self, there: _Opened, spec: MachineSpec, image: ImageModel, folder: Path) -> None:
+    def _register(
+        self,
+        there: _Opened,
+        spec: MachineSpec,
+        image: ImageModel,
+        folder: Path,
+        facts: frozen.Facts | None,
+    ) -> None:
         from virtualbox.library import PortMode
 
         connection, vbox = there.connection, there.connection.vbox
@@ -168,8 +176,8 @@ class VirtualBoxDriver(Driver):
         )
         hardware.configure(connection, com, spec)
         networks.configure(connection, self.settings, com, spec)
-        if spec.thaw_from is not None:
-            frozen.fit_cards(com, spec)
+        if facts is not None:
+            frozen.fit_cards(com, spec, facts)
         port = com.get_serial_port(0)
         port.path = str(folder / console.FILE)
         port.host_mode = PortMode.raw_file
@@ -307,6 +315,10 @@ class VirtualBoxDriver(Driver):
         check_readable(spec.image)
         return frozen.key(spec, version)
 
+    def frozen_mib(self, spec: MachineSpec) -> int:
+        """Its memory, and a copy of its disk."""
+        return spec.hardware.memory_mib + (spec.image.disk.stat().st_size >> 20)
+
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""
         there, machine, state = self._look(name)
@@ -325,31 +337,7 @@ class VirtualBoxDriver(Driver):
     def move_in(self, name: str, run: Callable[[str, bytes], object]) -> bool:
         """Give the guest the addresses that its cards have by the settings, and plug the cards in."""
         there, machine, _ = self._on(name, "be given its addresses")
-        slots = networks.seen_slots(machine.record.network, machine.record.nics)
-        if not machine.record.thaw_from or not slots:
-            return False
-        was = frozen.facts_of(Path(machine.record.thaw_from)).macs
-        with trouble.translated(f"machine {name!r}: its addresses cannot be read"):
-            macs = [frozen.mac_of(machine.com, slot) for slot in slots]
-        try:
-            run(frozen.move_script([was[slot] for slot in slots], macs), frozen.program())
-        except CommandError as error:
-            raise ThawError(f"its network cards cannot be given their addresses: {error.message}") from error
-        with self._plugging_in(there, machine):
-            run(frozen.ask_script(), b"")
-        return True
-
-    @contextmanager
-    def _plugging_in(self, there: _Opened, machine: Machine) -> Iterator[None]:
-        """Plug in the cards of a machine that went on from a frozen one; at the end it is as all others."""
-        kept = machine.record
-        with there.machines.locked(machine, Deadline(_QUICK_S), "be given its network") as session:
-            networks.plug_in(self.settings, session.machine, machine.name, kept.network, kept.nics)
-            yield
-            behind = networks.nat_slot(kept.network)
-            if kept.network != "nat" and behind is not None:
-                nat.close_ssh(session.machine, behind)
-            session.machine.save_settings()
+        return moving.move_in(there.machines, self.settings, machine, run)
 
     # --- reaching the guest ------------------------------------------------------------------------
 
@@ -523,13 +511,8 @@ class VirtualBoxDriver(Driver):
         if there.machines.is_stuck(machine):
             there.machines.end(machine, deadline)
         is_saved = there.machines.state(machine) is MachineState.SAVED
-        if (
-            machine.record.thaw_from
-            and not is_saved
-            and not networks.is_plugged_in(machine.com, machine.record.network, machine.record.nics)
-        ):
-            with self._plugging_in(there, machine):  # its state was dropped: it boots like any other
-                pass
+        if not is_saved:
+            moving.plug_in_if_dropped(there.machines, self.settings, machine)
         thaws = is_saved and frozen.is_adopted(machine.com)
         try:
             with _ports(there.machines, machine, deadline):

@@ -6,7 +6,7 @@ adopts the state before its first start.
 
 Its cards then have the addresses of the frozen machine's, whatever its settings say: they are part of the
 state. So they are plugged in nowhere but behind the NAT, which every machine has for itself, until the guest
-has been told its own addresses by that way (`move_script`).
+has been told its own addresses by that way (`moving`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from pytest_vmfest.errors import NotSupportedError, ThawError, clean_up_after
 from pytest_vmfest.folders import writing_to
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from virtualbox.library import IMachine
 
     from pytest_vmfest.drivers.virtualbox.connection import Connection
@@ -50,8 +48,6 @@ _ADOPTED = "frozen.sav"
 _CANCEL_MS = 20_000
 # A card of this make has no link for 3 s after it went on or was plugged in, or as long as it is told.
 _LINK_UP_MS = "100"
-_CARD = "/var/lib/vmfest/card"
-"""Where guests have the program ``card.S``."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +156,9 @@ def model(image: ImageModel, source: Path) -> ImageModel:
     return replace(image, disk=source / DISK, format="vdi")
 
 
-def fit_cards(machine: IMachine, spec: MachineSpec) -> None:
+def fit_cards(machine: IMachine, spec: MachineSpec, facts: Facts) -> None:
     """Have the network cards of a new machine, not registered yet, go on as those of the frozen one did."""
-    assert spec.thaw_from is not None
-    macs, behind = facts_of(spec.thaw_from).macs, networks.nat_slot(spec.network)
+    macs, behind = facts.macs, networks.nat_slot(spec.network)
     if behind is not None:
         # Its guest keeps that address, so it is to have it after its next start, too.
         machine.get_network_adapter(behind).mac_address = macs[behind].replace(":", "").upper()
@@ -190,66 +185,6 @@ def adopt(machine: IMachine, folder: Path, source: Path) -> None:
 def is_adopted(machine: IMachine) -> bool:
     """Whether a saved machine has not been started since it was made to go on from a frozen one."""
     return Path(str(machine.state_file_path)).name == _ADOPTED
-
-
-def move_script(was: Sequence[str], now: Sequence[str]) -> str:
-    """A POSIX shell script, run as root: the cards get their own addresses, and lose what they were lent.
-
-    It wants the program on standard input, and needs ``ip`` (iproute2 or busybox) in the guest. The cards are
-    to be plugged in then, and `ask_script` to be run.
-    """
-    moves = [f"move {old} {new}" for old, new in zip(was, now, strict=True)]
-    return "\n".join([_MOVE, *moves])
-
-
-def ask_script() -> str:
-    """A POSIX shell script, run as root: who asked DHCP servers for addresses begins anew, as it was."""
-    return _ASK
-
-
-def program() -> bytes:
-    """The program that gives a card its address, for Linux on x86-64."""
-    return Path(__file__).with_name("card.bin").read_bytes()
-
-
-# DHCP clients ask by the address that the card had when they began. Each is told by a line with its words.
-_CLIENTS = "/run/vmfest/clients"
-_MOVE = f"""\
-set -e
-mkdir -p {_CARD.rpartition("/")[0]} {_CLIENTS.rpartition("/")[0]}
-cat > {_CARD}
-chmod 755 {_CARD}
-: > {_CLIENTS}
-end_clients() {{
-  for path in /proc/[0-9]*; do
-    read -r name < "$path/comm" || continue
-    case $name in udhcpc | busybox | dhclient | dhcpcd) ;; *) continue ;; esac
-    words=$(tr '\\0' ' ' < "$path/cmdline") || continue
-    case " $words" in *dhc*[\\ =i]"$1 "*) ;; *) continue ;; esac
-    kill "${{path##*/}}" || continue
-    echo "$words" >> {_CLIENTS}
-    tries=0
-    while [ -d "$path" ] && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
-  done
-}}
-move() {{
-  dev=
-  for path in /sys/class/net/*; do
-    [ -e "$path/device" ] && read -r address < "$path/address" && [ "$address" = "$1" ] && dev=${{path##*/}}
-  done
-  [ -n "$dev" ] || {{ echo "no network card has the address $1" >&2; exit 1; }}
-  end_clients "$dev" 2> /dev/null
-  ip address flush dev "$dev"
-  ip link set dev "$dev" down
-  {_CARD} "$dev" "$(echo "$2" | tr -d :)" || {{ echo "$dev does not take another address" >&2; exit 1; }}
-  ip link set dev "$dev" address "$2"
-  ip link set dev "$dev" up
-}}"""
-_ASK = f"""\
-while read -r words; do
-  $words < /dev/null > /dev/null 2>&1 &
-done < {_CLIENTS}
-rm {_CLIENTS}"""
 
 
 def _link(source: Path, target: Path) -> None:
