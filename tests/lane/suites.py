@@ -22,10 +22,7 @@ class Suite:
 _DRIVER = ("--vm-driver", "virtualbox")
 _OURS = "tests/virtualbox"
 _ONCE = (*_DRIVER, "-m", "not slow and not any_driver")
-_ENDS = tuple(
-    f"tests/functional/test_{name}.py"
-    for name in ("keeping", "sharing", "teardown", "telling", "virtualbox_faults")
-)
+_ENDS = tuple(f"tests/functional/test_{name}.py" for name in ("sharing", "teardown", "virtualbox_faults"))
 _SURFACE = f"{_OURS}/test_public_surface.py"
 
 SERVICE = Suite("service", (_OURS,), ("-m", "not starts_machines"), plain=True)
