@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmfest.remote import ENCODING
-from pytest_vmfest.telling import heading
 from pytest_vmfest.waiting import all_within
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def _facts(look: Look) -> dict[str, Any]:
 def _told(commands: Sequence[Remembered]) -> Iterator[str]:
     for command in commands:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(command.began))
-        yield f"{when} $ {command.command}\n{heading(command)}\n"
+        yield f"{when} $ {command.command}\n{command.heading}\n"
         yield from _output("stdout", command.stdout)
         yield from _output("stderr", command.stderr)
         yield "\n"

@@ -257,6 +257,15 @@ class GroupStartError(VmfestError):
         self.kept = tuple(kept)
 
 
+def failed_starts(error: BaseException | None) -> list[StartError]:
+    """The failures to start machines that an error tells of."""
+    if isinstance(error, StartError):
+        return [error]
+    if isinstance(error, GroupStartError):
+        return [failure for failure in error.failures.values() if isinstance(failure, StartError)]
+    return []
+
+
 class DestroyError(VmfestError):
     """Something of a machine is still there after it was destroyed."""
 

@@ -50,6 +50,13 @@ class Remembered:
     stderr: Said = Said()
     times: int = 1
 
+    @property
+    def heading(self) -> str:
+        """Its end in a line."""
+        lasted = "" if self.duration_s is None else f" after {self.duration_s:.2f} s"
+        times = f" ({self.times} times; the last one's)" if self.times > 1 else ""
+        return f"{self.ending}{lasted}{times}"
+
 
 class Journal:
     """The last commands of a node, bounded in number and size. Standard input is never remembered."""

@@ -17,6 +17,7 @@ from pytest_vmfest.errors import (
     StartError,
     VmfestError,
     all_or_raise,
+    failed_starts,
 )
 from pytest_vmfest.phases import PROPERTY, Times
 from pytest_vmfest.signals import held_back
@@ -412,8 +413,6 @@ class Run:
             self.times.add_in_turn(test, start, timings, node=node.name, machine=node.instance.name)
 
     def _time_failed_starts(self, test: str, began: float, error: StartError | GroupStartError) -> None:
-        from pytest_vmfest.telling import failed_starts
-
         for one in failed_starts(error):
             self.times.add(test, "failed_start", began, one.elapsed_s, node=one.node, machine=one.machine)
 

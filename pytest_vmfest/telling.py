@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vmfest.errors import GroupStartError, StartError
+from pytest_vmfest.errors import failed_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,15 +77,6 @@ def judge(item: pytest.Item, alarms: Sequence[Alarm], *, fatal: bool) -> None:
     item.warn(ConsoleWarning(text))
 
 
-def failed_starts(error: BaseException | None) -> list[StartError]:
-    """The failures to start machines that an error tells of."""
-    if isinstance(error, StartError):
-        return [error]
-    if isinstance(error, GroupStartError):
-        return [failure for failure in error.failures.values() if isinstance(failure, StartError)]
-    return []
-
-
 def section(look: Look, place: str = "") -> tuple[str, str]:
     """A report's section about one node: title and text. ``place`` says where more is kept."""
     way_in = f"; {look.ssh_command}" if look.ssh_command else ""
@@ -108,13 +99,6 @@ def printable(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def heading(command: Remembered) -> str:
-    """A command's end in a line."""
-    lasted = "" if command.duration_s is None else f" after {command.duration_s:.2f} s"
-    times = f" ({command.times} times; the last one's)" if command.times > 1 else ""
-    return f"{command.ending}{lasted}{times}"
-
-
 def _commands(commands: Sequence[Remembered]) -> Iterator[str]:
     if not commands:
         yield "commands: none"
@@ -124,7 +108,7 @@ def _commands(commands: Sequence[Remembered]) -> Iterator[str]:
     for command in shown:
         first, *more = _head(command.command, _OUTPUT_LINES)
         yield f"  $ {first}"
-        yield from (f"    {line}" for line in (*more, heading(command)))
+        yield from (f"    {line}" for line in (*more, command.heading))
         yield from _output("stdout", command.stdout)
         yield from _output("stderr", command.stderr)
 
