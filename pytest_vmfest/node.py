@@ -17,6 +17,7 @@ from pytest_vmfest.errors import (
     HostKeyError,
     MachineGoneError,
     RemoteError,
+    VmfestError,
     WaitTimeoutError,
 )
 from pytest_vmfest.journal import Journal
@@ -42,7 +43,8 @@ _NAME_FILE = "/run/vmfest/instance"
 _NAME_MARK = "vmfest machine "
 _VERIFY_S = 20.0
 # For asking or setting the clock of a guest that may not answer at all.
-_CLOCK_S = 10.0
+_CLOCK_S = 5.0
+_CLOCK_READINGS = 2
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -319,18 +321,19 @@ class Node:
     def snapshot(self, name: str) -> None:
         """Keep disk and memory under ``name``.
 
-        The guest stands still meanwhile. If there is a connection, its clock is set forward by that time.
+        The guest stands still meanwhile. If there is a connection, its clock is set forward by that time
+        then; where that does not work, as the guest does not answer or takes no program, it stays late.
         """
-        # A guest that does not answer can be kept as well; who talks to it next is told.
-        silent = (RemoteError, CommandError, CommandTimeoutError, WaitTimeoutError)
         wrong_s = None
         if self._link.is_up and self.instance.state is MachineState.RUNNING:
-            with suppress(*silent):
-                wrong_s = mending.lateness_s(self._runner(Deadline(_CLOCK_S)))
+            # Any guest can be kept. Who talks to it next is told what is wrong with it.
+            with suppress(VmfestError):
+                wrong_s = self._lateness_s()
         self.instance.snapshot(name)
         if wrong_s is not None:
-            with suppress(*silent):
-                mending.set_clock(self._runner(Deadline(_CLOCK_S)), wrong_s)
+            with suppress(VmfestError):
+                run = self._runner(Deadline(_CLOCK_S))
+                mending.set_clock(run, wrong_s, readings=_CLOCK_READINGS)
 
     def revert(self, name: str) -> None:
         """Go back to the snapshot ``name``, memory included; a running guest's clock is set right again."""
@@ -442,6 +445,14 @@ class Node:
     def _as_root(self, text: str, deadline: Deadline, input: bytes | None = None) -> bytes:
         done = self._run(text, user="root", check=True, timeout_s=deadline.timeout(), input=input)
         return done.stdout.encode(ENCODING, ENCODING_ERRORS)
+
+    def _lateness_s(self) -> float | None:
+        deadline = Deadline(_CLOCK_S)
+        late_s = mending.lateness_s(self._runner(deadline), _CLOCK_READINGS)
+        if late_s is None:  # it has booted, not resumed
+            self._as_root(mending.bring_script(), deadline, mending.program())
+            late_s = mending.lateness_s(self._runner(deadline), _CLOCK_READINGS)
+        return late_s
 
     def _runner(self, deadline: Deadline) -> Callable[[str], bytes]:
         return lambda command: self._as_root(command, deadline)

@@ -306,7 +306,10 @@ class Driver(ABC):
         raise NotSupportedError(f"the {self.name} driver cannot freeze machines with their memory")
 
     def frozen_mib(self, spec: MachineSpec) -> int:
-        """What a frozen machine of this spec may add to the store, in MiB: all of its memory."""
+        """What a frozen machine of this spec may add to the store, in MiB: all of its memory.
+
+        What its guest writes to the disk before it is frozen comes on top.
+        """
         return spec.hardware.memory_mib
 
     def freeze(self, name: str, deadline: Deadline) -> None:

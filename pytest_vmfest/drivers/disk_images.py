@@ -113,6 +113,12 @@ class ImageTool:
         facts: dict[str, Any] = json.loads(self.run("info", "-U", "--output=json", str(disk)))
         return facts
 
+    def content_bytes(self, image: ImageModel) -> int:
+        """About what the model's disk takes in a file that is neither compressed nor has room for more."""
+        source = str(image.disk.absolute())
+        told = json.loads(self.run("measure", "--output=json", "-f", image.format, "-O", "qcow2", source))
+        return int(told["required"])
+
     def run(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
         """What the program printed; `StoreError` for a full or read-only disk, else `DriverError`."""
         done = self._run(*arguments, timeout_s=timeout_s)

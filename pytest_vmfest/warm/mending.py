@@ -24,6 +24,12 @@ def program() -> bytes:
     return Path(__file__).with_name("mend.bin").read_bytes()
 
 
+def bring_script() -> str:
+    """A POSIX shell script, run as root with the program on standard input: the guest has it then."""
+    folder = MENDER.rpartition("/")[0]
+    return f"mkdir -p {folder} && cat > {MENDER} && chmod 755 {MENDER}"
+
+
 def mend_command(seconds: float = 0.0, text: str = "") -> str:
     """Shell text: set the clock forward, and mix ``text`` into the kernel's random numbers."""
     whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
@@ -43,23 +49,23 @@ def wake_script(late_s: float | None) -> str:
     return "\n".join(lines if late_s is not None else [date, *lines])
 
 
-def set_clock(run: Callable[[str], bytes], wrong_s: float = 0.0) -> None:
+def set_clock(run: Callable[[str], bytes], wrong_s: float = 0.0, *, readings: int = _CLOCK_READINGS) -> None:
     """Set the guest's clock by this host's, as precise as `lateness_s`; ``wrong_s`` late if that is meant.
 
     ``run`` runs shell text as root in it. Without the program, nothing is done.
     """
-    late_s = lateness_s(run)
+    late_s = lateness_s(run, readings)
     if late_s is not None:
         run(mend_command(late_s - wrong_s))
 
 
-def lateness_s(run: Callable[[str], bytes]) -> float | None:
-    """By how much the guest's clock is late: right to half the time of the quickest of some readings.
+def lateness_s(run: Callable[[str], bytes], readings: int = _CLOCK_READINGS) -> float | None:
+    """By how much the guest's clock is late: right to half the time of the quickest of so many readings.
 
     ``run`` runs shell text as root in it. None without the program.
     """
-    readings = []
-    for _ in range(_CLOCK_READINGS):
+    found = []
+    for _ in range(readings):
         began = time.time()
         try:
             told = clock_of(run(mend_command()))
@@ -68,8 +74,8 @@ def lateness_s(run: Callable[[str], bytes]) -> float | None:
         ended = time.time()
         if told is None:
             return None
-        readings.append((ended - began, (began + ended) / 2 - told))
-    return min(readings)[1]
+        found.append((ended - began, (began + ended) / 2 - told))
+    return min(found)[1]
 
 
 def clock_of(told: bytes) -> float | None:

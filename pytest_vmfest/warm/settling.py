@@ -50,7 +50,7 @@ def settle(node: Node, deadline: Deadline, check: Callable[[], None]) -> None:
     node.run_script(_REST, deadline)
     check()
     with suppress(CommandError):  # a system that cannot be written to does without: see `mending.wake_script`
-        _bring_mender(node, deadline)
+        node.run_script(mending.bring_script(), deadline, input=mending.program())
     for _ in range(_LOGINS):
         check()
         node.disconnect()
@@ -59,10 +59,3 @@ def settle(node: Node, deadline: Deadline, check: Callable[[], None]) -> None:
     check()
     node.disconnect()
     time.sleep(_FAREWELL_S)
-
-
-def _bring_mender(node: Node, deadline: Deadline) -> None:
-    path = mending.MENDER
-    folder = path.rpartition("/")[0]
-    text = f"mkdir -p {folder} && cat > {path} && chmod 755 {path}"
-    node.run_script(text, deadline, input=mending.program())

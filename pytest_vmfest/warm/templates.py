@@ -47,7 +47,7 @@ _FACTS = "template.json"
 _LOCK = "lock"
 _FAILED = ".failed"
 _POLL_S = 0.2
-# What is to be left for everybody else when a template is made, its disk included.
+# What is to be left for everybody else when a template is made, with what its guest writes to its disk.
 _SPARE_MIB = 512
 # A template that cannot be resumed is made anew so often.
 _RESUME_FAILURES = 2

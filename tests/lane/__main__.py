@@ -73,8 +73,8 @@ def main() -> int:
             server.own({"lane": secrets.token_hex(8)})
             server.image("tiny")
             image = server.image(IMAGE)
-            say(f"the images are ready; {options.minutes} minutes remain for the tests")
-            ends = time.monotonic() + 60 * options.minutes
+            ends = BEGAN + 60 * options.minutes
+            say(f"the images are ready; {(ends - time.monotonic()) / 60:.0f} minutes remain for the tests")
             shares = []
             for letter, share in zip("ab", _shares(suites), strict=False):
                 make = _Makers(server, image, programs, letter)
@@ -141,7 +141,7 @@ def _run_benchmark(place: Place) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lane", description="the VirtualBox lane")
-    parser.add_argument("--minutes", type=float, default=60, help="time for the tests (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, help="time for all of it (default: %(default)s)")
     parser.add_argument(
         "--artifacts",
         type=Path,

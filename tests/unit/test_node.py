@@ -18,6 +18,7 @@ from pytest_vmfest.errors import (
 )
 from pytest_vmfest.link import BREAKS_OFF
 from pytest_vmfest.remote import Completed
+from pytest_vmfest.warm import mending
 
 
 @pytest.fixture
@@ -218,18 +219,59 @@ def test_the_clock_after_a_snapshot(node, slow_snapshots):
     assert slow_snapshots.late_s == pytest.approx(3600, abs=0.1)
 
 
-def test_a_snapshot_of_a_guest_that_does_not_answer(server, node, slow_snapshots):
-    """It is taken nevertheless; and one without a connection gets none."""
+def test_the_clock_of_a_guest_that_has_booted(server, node, slow_snapshots):
+    """It is given the program first."""
+    made_executable = []
 
-    def broken(call):
-        raise ConnectionLostError("the line is broken")
+    def missing_at_first(call):
+        return slow_snapshots(call) if made_executable else 127
 
-    server.driver.respond(r"/var/lib/vmfest/mend .*", broken)
+    server.driver.respond(r"/var/lib/vmfest/mend -?\d+ \d+ .*", missing_at_first)
+    server.driver.respond("chmod 755 /var/lib/vmfest/mend", lambda call: made_executable.append(call) or "")
     node.snapshot("here")
+    assert node.run("cat /var/lib/vmfest/mend").stdout_bytes == mending.program()
+    assert slow_snapshots.late_s == pytest.approx(3600, abs=0.1)
+
+
+@pytest.mark.parametrize("working_calls", [0, 2, 4])
+def test_a_snapshot_of_a_guest_that_does_not_answer(server, node, slow_snapshots, working_calls):
+    """It is taken nevertheless, whenever the guest falls silent."""
+    calls = []
+
+    def breaking(call):
+        calls.append(call)
+        if len(calls) > working_calls:
+            raise ConnectionLostError("the line is broken")
+        return slow_snapshots(call)
+
+    server.driver.respond(r"/var/lib/vmfest/mend .*", breaking)
+    node.snapshot("here")
+    assert node.instance.snapshots() == ["here"]
+    assert len(calls) == working_calls + 1
+
+
+def test_a_snapshot_after_an_alarm(node, slow_snapshots):
+    """What the console says breaks off commands and file transfers, and no snapshot."""
+
+    def alarm(is_over):
+        raise ConsoleAlarmError("the console tells of trouble", line="Kernel panic")
+
+    node.watch_with(alarm)
+    node.snapshot("here")
+    assert node.instance.snapshots() == ["here"]
+
+
+def test_snapshots_of_guests_that_cannot_be_talked_to(server, node, slow_snapshots):
+    """One that is paused is not asked, and one without a connection gets none for it."""
+    calls = []
+    server.driver.respond(r"/var/lib/vmfest/mend .*", lambda call: calls.append(call) or 1)
+    node.pause()
+    node.snapshot("paused")
+    node.resume()
     node.disconnect()
-    node.snapshot("there")
+    node.snapshot("alone")
     assert not node.is_connected
-    assert node.instance.snapshots() == ["here", "there"]
+    assert calls == []
 
 
 def test_who_it_is(node):

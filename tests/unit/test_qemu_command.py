@@ -70,6 +70,9 @@ def test_the_disk_is_an_overlay_that_is_never_flushed():
     assert (disk["driver"], disk["file"]["filename"]) == ("qcow2", "disk.qcow2")
     assert disk["cache"]["no-flush"]
     assert disk["discard"] == "unmap"
+    assert disk["file"]["aio"] == "threads"
+    (disk,) = (json.loads(text) for text in values(build(aio="io_uring"), "-blockdev"))
+    assert disk["file"]["aio"] == "io_uring"
 
 
 def test_direct_boot():

@@ -76,8 +76,11 @@ def test_a_folder_for_it_that_cannot_be_made(driver, connection, sector, tmp_pat
 
 
 def test_the_room_for_it(driver, sector):
-    """It takes its memory and a copy of its disk."""
-    assert driver.frozen_mib(spec(sector, None)) == 64 + 1
+    """It takes its memory and two copies of what its disk holds."""
+    with sector.disk.open("r+b") as disk:
+        disk.write(b"\x01" * (5 << 20))
+        disk.truncate(1 << 30)
+    assert 64 + 2 * 5 <= driver.frozen_mib(spec(sector, None)) <= 64 + 2 * 7
 
 
 @pytest.mark.parametrize("lost", [frozen.STATE, frozen.DISK, "console.log", "frozen.json"])

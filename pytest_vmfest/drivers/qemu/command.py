@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_vmfest.devices import BootDevice
+    from pytest_vmfest.drivers.qemu.aio import Aio
     from pytest_vmfest.specs import MachineSpec
 
 DISK_NODE = "disk"
@@ -72,6 +73,7 @@ def command_line(
     program: str,
     accel: Literal["kvm", "tcg"],
     cpu: str | None = None,
+    aio: Aio = "threads",
     wiring: Wiring,
     firmware: Path | None = None,
     load: str | None = None,
@@ -83,18 +85,18 @@ def command_line(
 ) -> list[str]:
     """The arguments that start the machine, the program first.
 
-    ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``firmware`` OVMF's code for a
-    machine with EFI; ``load`` a snapshot with memory to go on from; ``mac`` the MAC of slot 0,
-    if it is not to be the machine's own; ``memory`` where its memory is, if that
-    is to be a file; ``incoming`` waits to be told a frozen machine's state; ``halted`` leaves the virtual CPU
-    halted; ``gui`` opens a window.
+    ``cpu`` is the CPU model, if it is not to be the accelerator's usual one; ``aio`` how the disk file is
+    read and written; ``firmware`` OVMF's code for a machine with EFI; ``load`` a snapshot with memory to go
+    on from; ``mac`` the MAC of slot 0, if it is not to be the machine's own; ``memory`` where its memory is,
+    if that is to be a file; ``incoming`` waits to be told a frozen machine's state; ``halted`` leaves the
+    virtual CPU halted; ``gui`` opens a window.
     """
     return [
         program,
         *("-name", spec.name, "-no-user-config", "-nodefaults", "-display", "gtk" if gui else "none"),
         *_processor(spec, accel, cpu, memory),
         *_boot(spec, firmware),
-        *_disk(_boot_index(spec, "disk")),
+        *_disk(_boot_index(spec, "disk"), aio),
         *_nat(spec, mac or mac_address(spec.name)),
         *_private_networks(spec, wiring),
         *(*_screen(spec), "-device", "virtio-rng-pci", "-rtc", "base=utc"),
@@ -173,7 +175,7 @@ def _boot(spec: MachineSpec, firmware: Path | None) -> list[str]:
     return arguments
 
 
-def _disk(boot_index: str) -> list[str]:
+def _disk(boot_index: str, aio: Aio) -> list[str]:
     # no-flush: the disk is thrown away, so nothing of it has to survive the host's power.
     cache = {"no-flush": True, "direct": False}
     node = {
@@ -181,7 +183,13 @@ def _disk(boot_index: str) -> list[str]:
         "node-name": DISK_NODE,
         "discard": "unmap",
         "cache": cache,
-        "file": {"driver": "file", "filename": record.DISK, "discard": "unmap", "cache": cache},
+        "file": {
+            "driver": "file",
+            "filename": record.DISK,
+            "discard": "unmap",
+            "cache": cache,
+            "aio": aio,
+        },
     }
     return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={DISK_NODE}{boot_index}"]
 

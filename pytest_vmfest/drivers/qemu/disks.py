@@ -77,7 +77,7 @@ class Disks:
 
     def _template(self, image: ImageModel) -> Path:
         """Where the empty overlay for the image is kept: a path that changes when the file does."""
-        return self._cache / f"{cache_name(image)}.qcow2"
+        return self._cache / f"{cache_name(image)}-{_CLUSTER_BYTES}.qcow2"
 
     def _create_template(self, image: ImageModel, template: Path) -> None:
         with writing_to(self._cache):

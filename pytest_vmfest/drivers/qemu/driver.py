@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.base import ON, Driver, DriverSettings, MachineInfo, MachineState
 from pytest_vmfest.drivers.disk_images import check_readable
 from pytest_vmfest.drivers.qemu import diagnosis, frozen, host, listing, nat, record, snapshots
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
+from pytest_vmfest.drivers.qemu.aio import Aio, choose_aio
 from pytest_vmfest.drivers.qemu.disks import Disks
 from pytest_vmfest.drivers.qemu.networks import Networks
 from pytest_vmfest.drivers.qemu.process import running_in
@@ -67,17 +68,16 @@ class QemuDriver(Driver):
         self._store = Store(settings.home)
         self._networks = Networks(settings.home)
         self._runner = Runner(self._store, self._networks)
-        self._programs: host.Programs | None = None
-        self._accel: Accel | None = None
+        self._open: _Opened | None = None
 
     # --- the driver itself -------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Find QEMU and choose the accelerator; `DriverUnavailableError` says what to install."""
-        if self._programs is None:
+        """Find QEMU and what it can use here; `DriverUnavailableError` says what to install."""
+        if self._open is None:
             programs = host.find_programs(self.settings.qemu)
-            self._accel = choose_accel(self.settings.accel, programs.system, self._cache)
-            self._programs = programs
+            accel = choose_accel(self.settings.accel, programs.system, self._cache)
+            self._open = _Opened(programs, accel, choose_aio(programs.image))
 
     def close(self) -> None:
         """Let go of all monitors. Machines are left as they are."""
@@ -85,7 +85,8 @@ class QemuDriver(Driver):
 
     def describe(self) -> str:
         """``QEMU 7.2.22 (tcg: no KVM: …)``, or what is wrong with it."""
-        return diagnosis.describe(self.settings, self._programs, self._accel)
+        programs, accel = (self._open.programs, self._open.accel) if self._open else (None, None)
+        return diagnosis.describe(self.settings, programs, accel)
 
     def check(self) -> list[Check]:
         """Programs, version, accelerator and firmware."""
@@ -244,10 +245,11 @@ class QemuDriver(Driver):
 
     def freezing_key(self, spec: MachineSpec) -> str:
         """A digest of QEMU's version, its command line and the image's files."""
-        programs, accel = self._opened()
+        there = self._opened()
         check_readable(spec.image)
         firmware = host.find_efi_firmware().code if spec.firmware == "efi" else None
-        return frozen.key(spec, programs.system, programs.version, accel.name, self.settings.cpu, firmware)
+        qemu = there.programs
+        return frozen.key(spec, qemu.system, qemu.version, there.accel.name, self.settings.cpu, firmware)
 
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Keep memory and disk file themselves; QEMU writes out only the devices' state."""
@@ -373,15 +375,13 @@ class QemuDriver(Driver):
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _opened(self) -> tuple[host.Programs, Accel]:
+    def _opened(self) -> _Opened:
         self.open()
-        assert self._programs is not None
-        assert self._accel is not None
-        return self._programs, self._accel
+        assert self._open is not None
+        return self._open
 
     def _disks(self) -> Disks:
-        programs, _ = self._opened()
-        return Disks(programs.image, self.settings.home, self._cache / "overlays")
+        return Disks(self._opened().programs.image, self.settings.home, self._cache / "overlays")
 
     def _disk(self, name: str) -> Path:
         return self._store.folder(name) / record.DISK
@@ -402,10 +402,16 @@ class QemuDriver(Driver):
     def _launch(
         self, machine: Record, deadline: Deadline, *, load: str | None = None, halted: bool = False
     ) -> Record:
-        programs, accel = self._opened()
-        firmware = host.find_efi_firmware().code if machine.spec.firmware == "efi" else None
+        there = self._opened()
         launch = Launch(
-            programs.system, accel.name, self.settings.cpu, firmware, load, halted, self.settings.gui
+            there.programs.system,
+            there.accel.name,
+            there.aio,
+            cpu=self.settings.cpu,
+            firmware=host.find_efi_firmware().code if machine.spec.firmware == "efi" else None,
+            load=load,
+            halted=halted,
+            gui=self.settings.gui,
         )
         return self._runner.launch(machine, launch, deadline)
 
@@ -438,6 +444,15 @@ class QemuDriver(Driver):
                 raise
             resumed = monitor.go_on() if target.mode is Mode.RUNNING else time.time()
         self._store.save(replace(machine, late_s=resumed - machine.halted.get(target.tag, resumed)))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What was found when the driver was opened."""
+
+    programs: host.Programs
+    accel: Accel
+    aio: Aio
 
 
 def _check_supported(spec: MachineSpec) -> None:

@@ -40,7 +40,7 @@ STATE = "state"
 _FACTS = "frozen.json"
 
 # Counted up when what is in the folder changes.
-_FORMAT = 3
+_FORMAT = 4
 
 _POLL_S = 0.001
 _PLACEHOLDER = "frozen"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pytest_vmfest.drivers.qemu.aio import Aio
     from pytest_vmfest.drivers.qemu.networks import Networks
     from pytest_vmfest.drivers.qemu.record import Record, Store
     from pytest_vmfest.processes import Process
@@ -44,10 +45,11 @@ _KILLED_BY_SIGNAL = "terminating on signal"
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start QEMU: program, accelerator, CPU model, EFI code, a snapshot with memory, a window."""
+    """How to start QEMU: program, accelerator, disk access, CPU model, EFI code, a snapshot, a window."""
 
     program: str
     accel: Literal["kvm", "tcg"]
+    aio: Aio
     cpu: str | None = None
     firmware: Path | None = None
     load: str | None = None
@@ -192,6 +194,7 @@ class Runner:
                     program=launch.program,
                     accel=launch.accel,
                     cpu=launch.cpu,
+                    aio=launch.aio,
                     wiring=wiring,
                     firmware=launch.firmware,
                     load=launch.load,

@@ -57,6 +57,10 @@ class Bases:
         """Raise `ImageInvalidError` unless the model's disk is a complete one of its format."""
         ImageTool(self._program(), self._home).inspect(image)
 
+    def content_bytes(self, image: ImageModel) -> int:
+        """About what a base made of the model's disk takes."""
+        return ImageTool(self._program(), self._home).content_bytes(image)
+
     def find(self, image: ImageModel) -> list[Path]:
         """The bases that were made of the model's disk as it is now."""
         return sorted(self.folder.glob(f"{_key(image)}-*.{_FORMAT}"))

@@ -40,7 +40,7 @@ from pytest_vmfest.drivers.virtualbox import (
     trouble,
 )
 from pytest_vmfest.drivers.virtualbox.connection import Connection, connect
-from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
+from pytest_vmfest.drivers.virtualbox.machines import QUICK_S, Machine, Machines
 from pytest_vmfest.drivers.virtualbox.media import Media
 from pytest_vmfest.drivers.virtualbox.record import GROUP, Record
 from pytest_vmfest.errors import (
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.keyboard import Stroke
     from pytest_vmfest.specs import MachineSpec
 
-_QUICK_S = 30.0
-"""For what VirtualBox does at once, unless another program has the machine locked."""
 _POWER_DOWN_TIMEOUT_S = 60.0
 _DELETE_TIMEOUT_S = 120.0
 _SSH_PORT = 22
@@ -187,7 +185,7 @@ class VirtualBoxDriver(Driver):
         vbox.register_machine(com)
         machine = Machine(spec.name, com, record)
         with there.machines.locked(
-            machine, Deadline(_QUICK_S), "be given its disk", exclusive=True
+            machine, Deadline(QUICK_S), "be given its disk", exclusive=True
         ) as session:
             mutable = session.machine
             if spec.permanent:
@@ -214,13 +212,13 @@ class VirtualBoxDriver(Driver):
         """Halt the virtual CPU."""
         there, machine, state = self._on(name, "be paused")
         if state is not MachineState.PAUSED:
-            there.machines.command(machine, "be paused", lambda here: here.pause(), Deadline(_QUICK_S))
+            there.machines.command(machine, "be paused", lambda here: here.pause(), Deadline(QUICK_S))
 
     def resume(self, name: str) -> None:
         """Let a paused machine go on."""
         there, machine, state = self._on(name, "be resumed")
         if state is not MachineState.RUNNING:
-            there.machines.command(machine, "be resumed", lambda here: here.resume(), Deadline(_QUICK_S))
+            there.machines.command(machine, "be resumed", lambda here: here.resume(), Deadline(QUICK_S))
 
     def stop(self, name: str, deadline: Deadline) -> None:
         """Press the ACPI power button and wait until the guest has shut down.
@@ -316,8 +314,8 @@ class VirtualBoxDriver(Driver):
         return frozen.key(spec, version)
 
     def frozen_mib(self, spec: MachineSpec) -> int:
-        """Its memory, and a copy of its disk."""
-        return spec.hardware.memory_mib + (spec.image.disk.stat().st_size >> 20)
+        """Its memory, and two copies of its disk: the frozen one, and one that others stand on."""
+        return spec.hardware.memory_mib + 2 * (self._opened().media.content_bytes(spec.image) >> 20)
 
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""
@@ -377,8 +375,8 @@ class VirtualBoxDriver(Driver):
         """A way to a TCP port of the running guest: its own address, or by NAT a free loopback port."""
         there, machine, _ = self._on(name, "have a port forwarded")
         if machine.record.network != "nat":
-            return Endpoint(self.endpoint(name, Deadline(_QUICK_S)).host, guest_port)
-        with there.machines.locked(machine, Deadline(_QUICK_S), "have a port forwarded") as session:
+            return Endpoint(self.endpoint(name, Deadline(QUICK_S)).host, guest_port)
+        with there.machines.locked(machine, Deadline(QUICK_S), "have a port forwarded") as session:
             return nat.forward(session.machine, 0, guest_port, int(machine.com.session_pid))
 
     # --- looking in, typing ------------------------------------------------------------------------
@@ -401,7 +399,7 @@ class VirtualBoxDriver(Driver):
             nonlocal taken
             taken = screen.picture(here, png)
 
-        there.machines.command(machine, "show its screen", take, Deadline(_QUICK_S))
+        there.machines.command(machine, "show its screen", take, Deadline(QUICK_S))
         with writing_to(path):
             path.write_bytes(taken)
 
@@ -411,7 +409,7 @@ class VirtualBoxDriver(Driver):
         if state is MachineState.PAUSED:
             raise wrong_state(name, state, "be typed to")
         there.machines.command(
-            machine, "be typed to", lambda here: screen.type_keys(here, strokes), Deadline(_QUICK_S)
+            machine, "be typed to", lambda here: screen.type_keys(here, strokes), Deadline(QUICK_S)
         )
 
     # --- snapshots ---------------------------------------------------------------------------------
@@ -472,7 +470,7 @@ class VirtualBoxDriver(Driver):
     def set_property(self, name: str, kind: PropertyKind, key: str, value: str) -> None:
         """Set a guest property, or extra data; an empty value removes it."""
         there, machine, _ = self._look(name)
-        with there.machines.locked(machine, Deadline(_QUICK_S), f"have {key!r} set") as session:
+        with there.machines.locked(machine, Deadline(QUICK_S), f"have {key!r} set") as session:
             if kind is PropertyKind.EXTRA:
                 session.machine.set_extra_data(key, value)
             elif value:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.virtualbox.connection import Connection
     from pytest_vmfest.drivers.virtualbox.record import Record
 
+QUICK_S = 30.0
+"""For what VirtualBox does at once, unless another program has the machine locked."""
 _POLL_S = 0.05
 # A guest whose power button is not watched yet misses the press.
 _PRESS_AGAIN_S = 5.0

@@ -60,6 +60,10 @@ class Media:
         self._machines = home.resolve() / "virtualbox" / "machines"
         self._templates = home.resolve() / "templates"
 
+    def content_bytes(self, image: ImageModel) -> int:
+        """About what a base made of the image's disk takes."""
+        return self._bases.content_bytes(image)
+
     def check(self, image: ImageModel) -> None:
         """Raise `ImageInvalidError` if the model's disk is not there, or no complete disk of its format."""
         check_readable(image)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vmfest.drivers.virtualbox import frozen, nat, networks, trouble
+from pytest_vmfest.drivers.virtualbox.machines import QUICK_S
 from pytest_vmfest.errors import CommandError, ThawError
 from pytest_vmfest.shell import find_card
 from pytest_vmfest.waiting import Deadline
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pytest_vmfest.drivers.base import DriverSettings
     from pytest_vmfest.drivers.virtualbox.machines import Machine, Machines
 
-# For what VirtualBox does at once, unless another program has the machine locked.
-_QUICK_S = 30.0
 _CARD = "/var/lib/vmfest/card"
 """Where guests have the program ``card.S``."""
 # DHCP clients ask by the address that the card had when they began. Each is told by a line with its words.
@@ -48,16 +47,16 @@ def move_in(
         run(move_script([was[slot] for slot in slots], macs), program())
     except CommandError as error:
         raise ThawError(f"its network cards cannot be given their addresses: {error.message}") from error
-    with plugging_in(machines, settings, machine):
+    with _plugging_in(machines, settings, machine):
         run(ask_script(), b"")
     return True
 
 
 @contextmanager
-def plugging_in(machines: Machines, settings: DriverSettings, machine: Machine) -> Iterator[None]:
+def _plugging_in(machines: Machines, settings: DriverSettings, machine: Machine) -> Iterator[None]:
     """Plug in the cards of a machine that went on from a frozen one; at the end it is as all others."""
     kept = machine.record
-    with machines.locked(machine, Deadline(_QUICK_S), "be given its network") as session:
+    with machines.locked(machine, Deadline(QUICK_S), "be given its network") as session:
         networks.plug_in(settings, session.machine, machine.name, kept.network, kept.nics)
         yield
         behind = networks.nat_slot(kept.network)
@@ -67,10 +66,10 @@ def plugging_in(machines: Machines, settings: DriverSettings, machine: Machine) 
 
 
 def plug_in_if_dropped(machines: Machines, settings: DriverSettings, machine: Machine) -> None:
-    """Plug in the cards of a machine that boots like any other, as the state that it had was dropped."""
+    """Plug in the cards of a machine that is off, as it will boot like any other: its state was dropped."""
     kept = machine.record
     if kept.thaw_from and not networks.is_plugged_in(machine.com, kept.network, kept.nics):
-        with plugging_in(machines, settings, machine):
+        with _plugging_in(machines, settings, machine):
             pass
 
 
