@@ -35,7 +35,7 @@ def resets(server: Server) -> tuple[list[float], list[float]]:
             node.revert(f"s{turn}")
             assert node.run("test -e /root/used").exit_status == 1
             reverted.append(time.perf_counter() - began)
-            node.instance.delete_snapshot(f"s{turn}")  # as after a fixture's tests; many fill the disk's cache
+            node.instance.delete_snapshot(f"s{turn}")  # many would fill the disk's cache
     return taken, reverted
 
 
