@@ -114,10 +114,10 @@ class ImageTool:
         return facts
 
     def content_bytes(self, image: ImageModel) -> int:
-        """About what the model's disk takes in a file that is neither compressed nor has room for more."""
-        source = str(image.disk.absolute())
-        told = json.loads(self.run("measure", "--output=json", "-f", image.format, "-O", "qcow2", source))
-        return int(told["required"])
+        """About what the model's disk takes in a VDI: not compressed, in blocks of 1 MiB."""
+        target = ("-O", "qcow2", "-o", "cluster_size=1M")
+        source = ("-f", image.format, str(image.disk.absolute()))
+        return int(json.loads(self.run("measure", "--output=json", *target, *source))["required"])
 
     def run(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
         """What the program printed; `StoreError` for a full or read-only disk, else `DriverError`."""

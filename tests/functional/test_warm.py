@@ -1,14 +1,17 @@
 """Machines that resume from a template: as fresh as those that boot, and nobody's twins."""
 
+import json
 import os
 import signal
 
+import psutil
 import pytest
 from clocks import lateness
 from runs import until
 
 from pytest_vmfest import Server
-from pytest_vmfest.drivers.qemu import frozen
+from pytest_vmfest.drivers.qemu import frozen, record
+from pytest_vmfest.drivers.qemu.aio import choose_aio
 from pytest_vmfest.progress import LineProgress
 from pytest_vmfest.warm.templates import templates_in
 
@@ -95,6 +98,28 @@ def test_resets_of_a_resumed_machine(server):
             assert node.check_output("cat /run/mine") == "one"
             late_s, error_s = lateness(node)
             assert abs(late_s) < CLOCK_S + error_s
+
+
+def test_disks_that_are_read_in_another_way(server, own_home, monkeypatch):
+    """A machine is started as was found to work, and goes on from one that was frozen with another way."""
+
+    def aio(node):
+        pid = int((own_home / "machines" / node.instance.name / record.PID_FILE).read_text())
+        [disk] = [word for word in psutil.Process(pid).cmdline() if '"qcow2"' in word]
+        return json.loads(disk)["file"]["aio"]
+
+    found = choose_aio("qemu-img", own_home)
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmfest.drivers.qemu.driver.choose_aio", lambda *_: "threads")
+        with server.launch(image="tiny") as node:
+            assert aio(node) == "threads"
+    with Server("qemu", home=own_home) as other, other.launch(image="tiny") as node:
+        assert aio(node) == found
+        assert next(iter(node.timings)) == "clone", "it needed no other template"
+        node.check_output("echo mine > /root/mine && sync")
+        node.snapshot("here")
+        node.revert("here")
+        assert node.read_text("/root/mine") == "mine\n"
 
 
 def test_a_template_that_cannot_be_resumed(server, told):

@@ -141,7 +141,12 @@ def _run_benchmark(place: Place) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.lane", description="the VirtualBox lane")
-    parser.add_argument("--minutes", type=float, default=60, help="time for all of it (default: %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60,
+        help="until the tests are broken off, from the start on (default: %(default)s)",
+    )
     parser.add_argument(
         "--artifacts",
         type=Path,

@@ -53,7 +53,7 @@ def exit_status(book: Book, findings: Findings, suites: Sequence[Suite]) -> int:
     if book.count()[Verdict.FAILED]:
         return FAILED
     if findings.about is None:
-        return NO_ENVIRONMENT
+        return NO_ENVIRONMENT if findings.events else NOT_PROVED  # else there was no time
     return NOT_PROVED if shortcomings(book, findings, suites) else PROVED
 
 

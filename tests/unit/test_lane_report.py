@@ -122,5 +122,6 @@ def test_evidence_is_asked_for(book, findings, field, value, why):
 
 
 def test_no_host_is_no_environment():
-    """When no host ever came up, that is told apart from a lane that proved too little."""
-    assert report.exit_status(Book(), Findings(hosts=8), SUITES) == report.NO_ENVIRONMENT
+    """When no host ever came up, that is told apart from a lane that proved too little, or had no time."""
+    assert report.exit_status(Book(), Findings(events=["no host"]), SUITES) == report.NO_ENVIRONMENT
+    assert report.exit_status(Book(), Findings(), SUITES) == report.NOT_PROVED

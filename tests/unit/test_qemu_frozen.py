@@ -30,3 +30,18 @@ def test_the_memory_is_in_the_folder_at_first(spec, memory):
     """
     assert frozen.memory_of(Record(spec)) == memory
     assert frozen.memory_of(Record(spec, was_on=True)) is None
+
+
+def test_the_key_tells_what_is_in_the_folder(tmp_path, monkeypatch):
+    """What was frozen by another version of ours, with other files, is not taken."""
+    (tmp_path / "disk").touch()
+    (tmp_path / "qemu").touch()
+    spec = replace(SPEC, image=ImageModel("tiny", tmp_path / "disk", "qcow2"))
+
+    def key(spec):
+        return frozen.key(spec, str(tmp_path / "qemu"), "7.2.22", "tcg", None, None)
+
+    before = key(spec)
+    assert key(replace(spec, name="other", thaw_from=FOLDER)) == before
+    monkeypatch.setattr(frozen, "_FORMAT", frozen._FORMAT + 1)
+    assert key(spec) != before

@@ -76,11 +76,22 @@ def test_a_folder_for_it_that_cannot_be_made(driver, connection, sector, tmp_pat
 
 
 def test_the_room_for_it(driver, sector):
-    """It takes its memory and two copies of what its disk holds."""
+    """It takes its memory and copies of what its disk holds: frozen, to stand on, and a base of its own."""
     with sector.disk.open("r+b") as disk:
-        disk.write(b"\x01" * (5 << 20))
+        for at in range(5):
+            disk.seek(at * (8 << 20))
+            disk.write(b"\x01" * 4096)
         disk.truncate(1 << 30)
-    assert 64 + 2 * 5 <= driver.frozen_mib(spec(sector, None)) <= 64 + 2 * 7
+    before = driver.frozen_mib(spec(sector, None)) - 64
+    driver.create(MachineSpec("m", sector, HardwareModel("smallest", 64, 1), "nat"))
+    after = driver.frozen_mib(spec(sector, None)) - 64
+    assert 2 * 5 <= after <= 2 * 12
+    assert before == pytest.approx(after * 3 / 2, abs=2)
+
+
+def test_the_room_for_one_whose_disk_is_no_disk(driver, sector):
+    """That is told by who makes the machine."""
+    assert driver.frozen_mib(spec(replace(sector, format="qcow2"), None)) == 64
 
 
 @pytest.mark.parametrize("lost", [frozen.STATE, frozen.DISK, "console.log", "frozen.json"])

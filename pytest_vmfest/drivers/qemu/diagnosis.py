@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_vmfest.checks import Check
 from pytest_vmfest.drivers.qemu import host
 from pytest_vmfest.drivers.qemu.accel import Accel, choose_accel
+from pytest_vmfest.drivers.qemu.aio import choose_aio
 from pytest_vmfest.errors import DriverUnavailableError, NotSupportedError
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def check(settings: DriverSettings, cache: Path) -> list[Check]:
         packages = () if settings.qemu else (host.SYSTEM_PACKAGE, host.IMAGE_PACKAGE)
         return [Check("QEMU", False, error.message, remedy=error.hint, packages=packages)]
     detail = f"version {programs.version}: {programs.system}, {programs.image}"
-    return [Check("QEMU", True, detail), _check_accel(settings, programs, cache), _check_firmware()]
+    return [
+        Check("QEMU", True, detail),
+        _check_accel(settings, programs, cache),
+        Check("QEMU disk access", True, f"by {choose_aio(programs.image, cache)}"),
+        _check_firmware(),
+    ]
 
 
 def _check_accel(settings: DriverSettings, programs: host.Programs, cache: Path) -> Check:

@@ -77,7 +77,7 @@ class QemuDriver(Driver):
         if self._open is None:
             programs = host.find_programs(self.settings.qemu)
             accel = choose_accel(self.settings.accel, programs.system, self._cache)
-            self._open = _Opened(programs, accel, choose_aio(programs.image))
+            self._open = _Opened(programs, accel, choose_aio(programs.image, self._cache))
 
     def close(self) -> None:
         """Let go of all monitors. Machines are left as they are."""

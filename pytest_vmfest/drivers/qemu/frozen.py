@@ -89,6 +89,7 @@ def key(
         memory=Memory(Path(), is_shared=False),
     )
     facts = [
+        _FORMAT,
         command,
         version,
         spec.firmware,

@@ -222,8 +222,9 @@ class Runner:
         try:
             frozen.load(monitor, source, deadline)
         except (DriverError, WaitTimeoutError) as error:
-            said = _complaint(record.log_tail(self._store.folder(monitor.machine))) or error.message
-            raise ThawError(f"machine {monitor.machine!r}: QEMU cannot load {source}: {said}") from error
+            said = _complaint(record.log_tail(self._store.folder(monitor.machine)))
+            why = f"{error.message}: {said}" if said else error.message
+            raise ThawError(f"machine {monitor.machine!r}: QEMU cannot load {source}: {why}") from error
 
     def _how_ended(self, machine: Record) -> MachineState:
         # QEMU removes its pid file when it ends in order. It does so after SIGTERM too, but tells of it.

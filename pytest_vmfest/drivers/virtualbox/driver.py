@@ -314,8 +314,12 @@ class VirtualBoxDriver(Driver):
         return frozen.key(spec, version)
 
     def frozen_mib(self, spec: MachineSpec) -> int:
-        """Its memory, and two copies of its disk: the frozen one, and one that others stand on."""
-        return spec.hardware.memory_mib + 2 * (self._opened().media.content_bytes(spec.image) >> 20)
+        """Its memory, and the copies of its disk that are yet to be made, as far as that can be read."""
+        try:
+            copies = self._opened().media.freezing_bytes(spec.image)
+        except (DriverError, OSError):  # who makes the machine is told what is wrong
+            copies = 0
+        return spec.hardware.memory_mib + (copies >> 20)
 
     def freeze(self, name: str, deadline: Deadline) -> None:
         """Save its state, copy its disk with all that it stands on, and remove it from VirtualBox."""

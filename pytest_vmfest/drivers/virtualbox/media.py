@@ -60,9 +60,13 @@ class Media:
         self._machines = home.resolve() / "virtualbox" / "machines"
         self._templates = home.resolve() / "templates"
 
-    def content_bytes(self, image: ImageModel) -> int:
-        """About what a base made of the image's disk takes."""
-        return self._bases.content_bytes(image)
+    def freezing_bytes(self, image: ImageModel) -> int:
+        """About what is written of disks until others stand on a frozen machine of the image.
+
+        That is a base for itself, if there is none, its own disk as a whole, and a base made of that.
+        """
+        copies = 2 if self._bases.find(image) else 3
+        return copies * self._bases.content_bytes(image)
 
     def check(self, image: ImageModel) -> None:
         """Raise `ImageInvalidError` if the model's disk is not there, or no complete disk of its format."""
