@@ -72,7 +72,9 @@ def test_versions_that_will_do(programs, driver, version):
     programs("qemu-img", "true")
     driver.open()
     assert driver.describe() == f"QEMU {version} (tcg: asked for)"
-    assert [check.ok for check in driver.check()] == [True, True, True]
+    checks = driver.check()
+    assert {check.name for check in checks} >= {"QEMU", "QEMU accelerator", "QEMU disk access"}
+    assert all(check.ok for check in checks)
 
 
 def test_a_folder_of_its_own(programs, tmp_path, monkeypatch):
