@@ -58,10 +58,7 @@ def main() -> None:
         ["snapshot with memory", spread(column["snapshot"], "s")],
         ["revert with memory, to the next command's result", spread(column["revert"], "s")],
         ["  of it: the machine's own revert, by itself", spread(column["loading"], "s")],
-        [
-            "  of it: SSH login and a command",
-            spread(column["login"], "s"),
-        ],
+        ["  of it: SSH login and a command", spread(column["login"], "s")],
     ]
     print_table(["what", "median (smallest to largest)"], rows)
 
